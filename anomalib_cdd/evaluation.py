@@ -1,0 +1,391 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Measures of fully unsupervised anomaly detection: one trained model answers both test settings.
+
+*No overlap*: the images injected into the training set are not in the test set. *Overlap*: they are. The two
+settings share their training set, so every image is scored once and the measures are taken twice.
+Scores and maps are the model's own, before anomalib's post-processor: its normalisation clips, and clipping makes ties.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch
+from anomalib.data.transforms.utils import extract_transforms_by_type
+from anomalib.metrics import AUPRO
+from anomalib.models import AnomalibModule
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import Compose, Resize, Transform
+from tqdm.auto import tqdm
+
+FPR_LIMIT = 0.3
+NAN = float("nan")
+
+IMAGE_MEASURES = ("image_AUROC", "image_AUROC_overlap", "injected_AUROC", "noise_AP")
+PIXEL_MEASURES = ("pixel_AUROC", "pixel_AUROC_overlap", "AUPRO", "AUPRO_overlap", "PRO", "PRO_overlap")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of N images, in the order of the dataset.
+
+    Attributes:
+        scores: Raw image scores, shape ``(N,)``, higher is more anomalous; any range.
+        labels: 0 normal, 1 anomalous, -1 unknown; shape ``(N,)``.
+        image_paths: N paths.
+        maps: Raw anomaly maps ``(N, H, W)``, or ``None``.
+        masks: True masks ``(N, H, W)`` of bool, or ``None``.
+    """
+
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    image_paths: list[str]
+    maps: NDArray[np.float32] | None = None
+    masks: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, keep: NDArray[np.bool_]) -> "Predictions":
+        """Return the images where ``keep``, shape ``(N,)``, is true."""
+        if keep.all():
+            return self
+        return Predictions(
+            scores=self.scores[keep],
+            labels=self.labels[keep],
+            image_paths=[path for path, kept in zip(self.image_paths, keep, strict=True) if kept],
+            maps=None if self.maps is None else self.maps[keep],
+            masks=None if self.masks is None else self.masks[keep],
+        )
+
+
+@torch.no_grad()
+def score_dataset(
+    model: AnomalibModule,
+    dataset: AnomalibDataset,
+    *,
+    augmentations: Transform | None = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    keep_maps: bool = False,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    description: str = "scoring",
+) -> Predictions:
+    """Score every image as anomalib's test loop does, but in full precision and before the post-processor.
+
+    Args:
+        model: A trained anomalib model.
+        dataset: The images. Its own augmentations are not applied: those of a training set are random.
+        augmentations: Deterministic transform before the model's own, such as ``datamodule.test_augmentations``.
+        batch_size: Images a batch.
+        num_workers: Processes that read images.
+        keep_maps: Whether to keep anomaly maps and masks: 5 bytes a pixel.
+        device: Where to compute. ``None`` takes the accelerator if there is one.
+        progress: Whether to show a progress bar.
+        description: What stands before the bar.
+
+    Returns:
+        One row per image, in the order of ``dataset``.
+
+    Raises:
+        ValueError: If the model gives neither scores nor maps, or a score that is not a finite number, or if maps and
+            masks differ in size.
+    """
+    transform = getattr(model.pre_processor, "transform", None)
+    loader = _loader(dataset, augmentations, transform, batch_size, num_workers)
+    home, was_training = model.device, model.training
+    device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    model.to(device).eval()
+    gathered = _Gathered(len(dataset), keep_maps)
+    try:
+        for batch in tqdm(loader, desc=description, unit="batch", disable=not progress):
+            images, masks = batch.image.to(device), batch.gt_mask
+            if transform is not None:
+                images, masks = transform(images, masks)
+            gathered.add(batch, *_raw_predictions(model, images), masks)
+    finally:
+        model.to(home).train(was_training)
+    return gathered.result()
+
+
+def fuad_measures(
+    model: AnomalibModule,
+    datamodule: AnomalibDataModule,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Measure a trained model without and with overlap. Images of unknown label are left out.
+
+    Args:
+        model: A trained anomalib model.
+        datamodule: What it was trained on. Its ``injected_data``, if any, are the images injected into the training
+            set, with their true labels and masks; ``train_data.samples.is_noise`` says which rows these are.
+        device: Where to compute. ``None`` takes the accelerator if there is one.
+        progress: Whether to show progress bars.
+
+    Returns:
+        ``IMAGE_MEASURES``, ``PIXEL_MEASURES`` and counts. ``AUPRO`` is anomalib's, one curve over the whole set;
+        ``PRO`` is RD4AD's, the mean of one curve per anomalous image; both up to a false positive rate of 0.3.
+        What the data or the model cannot answer is NaN: ``injected_AUROC`` and ``noise_AP`` without injected images,
+        pixel measures without masks or maps, everything without both normal and anomalous test images.
+
+    Raises:
+        ValueError: See :func:`score_dataset`.
+    """
+    clean, injected = _score_test_sets(model, datamodule, device, progress)
+    ranking = training_ranking(model, datamodule, device=device, progress=progress)
+    no_overlap = _test_measures([clean])
+    overlap = _test_measures([clean, injected]) if len(injected) else no_overlap
+    measures = no_overlap | {f"{name}_overlap": value for name, value in overlap.items()}
+    measures["injected_AUROC"] = auroc(injected.scores, clean.scores[clean.labels == 0])
+    measures["noise_AP"] = NAN
+    if "is_noise" in ranking and ranking["is_noise"].any():
+        measures["noise_AP"] = float(average_precision_score(ranking["is_noise"], ranking["score"]))
+    return measures | {
+        "n_train": len(ranking),
+        "n_injected": len(injected),
+        "n_test_normal": int((clean.labels == 0).sum()),
+        "n_test_anomalous": int((clean.labels == 1).sum()),
+    }
+
+
+def training_ranking(
+    model: AnomalibModule,
+    datamodule: AnomalibDataModule,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Rank the training images by the model's score of each, the most suspicious first.
+
+    Returns:
+        Columns ``rank`` (from 1), ``image_path``, ``score`` and, where the datamodule knows it, ``is_noise``.
+
+    Raises:
+        ValueError: See :func:`score_dataset`.
+    """
+    _ensure_setup(datamodule)
+    dataset = datamodule.train_data
+    predictions = _score(model, datamodule, dataset, "training set", device=device, progress=progress)
+    ranking = pd.DataFrame({"image_path": predictions.image_paths, "score": predictions.scores})
+    if "is_noise" in dataset.samples:
+        ranking["is_noise"] = dataset.samples["is_noise"].to_numpy(dtype=bool)
+    ranking = ranking.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    ranking.insert(0, "rank", np.arange(1, len(ranking) + 1))
+    return ranking
+
+
+def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> float:
+    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, a tie counting half.
+
+    Exact at any range of scores, and fast enough for every pixel of a test set: it sorts numbers, not indices.
+
+    Args:
+        positive: Scores of the anomalous, any shape.
+        negative: Scores of the normal, any shape.
+
+    Returns:
+        A value in [0, 1]; NaN if either is empty.
+    """
+    if positive.size == 0 or negative.size == 0:
+        return NAN
+    positive, negative = np.sort(positive, axis=None), np.sort(negative, axis=None)
+    below = np.searchsorted(negative, positive, side="left").sum(dtype=np.float64)
+    not_above = np.searchsorted(negative, positive, side="right").sum(dtype=np.float64)
+    return float((below + not_above) / 2 / positive.size / negative.size)
+
+
+def aupro(parts: Iterable[tuple[NDArray[np.float32], NDArray[np.bool_]]]) -> float:
+    """Anomalib's AUPRO: one curve over all images of all parts, up to a false positive rate of 0.3.
+
+    Args:
+        parts: Pairs of maps ``(N, H, W)`` and masks ``(N, H, W)``.
+
+    Returns:
+        A value in [0, 1]; NaN without anomalous or without normal pixels.
+    """
+    metric = AUPRO(fields=["anomaly_map", "gt_mask"], fpr_limit=FPR_LIMIT)
+    n_anomalous = n_pixels = 0
+    for maps, masks in parts:
+        n_anomalous, n_pixels = n_anomalous + int(masks.sum()), n_pixels + masks.size
+        if len(maps):
+            # all that the metric reads of a batch
+            fields = SimpleNamespace(anomaly_map=torch.from_numpy(maps), gt_mask=torch.from_numpy(masks))
+            metric.update(fields)  # type: ignore[arg-type]
+    return NAN if n_anomalous in {0, n_pixels} else float(metric.compute())
+
+
+def pro_per_image(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> list[float]:
+    """RD4AD's PRO before its mean: the area of each anomalous image's own curve, up to a false positive rate of 0.3.
+
+    RD4AD samples a curve at 200 thresholds; here every value of the map is one.
+
+    Args:
+        maps: Anomaly maps ``(N, H, W)``.
+        masks: True masks ``(N, H, W)``.
+
+    Returns:
+        One value in [0, 1] per image that has both anomalous and normal pixels.
+    """
+    values = (aupro([(maps[i : i + 1], masks[i : i + 1])]) for i in np.flatnonzero(masks.any(axis=(1, 2))))
+    return [value for value in values if not np.isnan(value)]
+
+
+def _test_measures(parts: list[Predictions]) -> dict[str, float]:
+    """Measure one test set, given in parts."""
+    measures = {
+        "image_AUROC": auroc(
+            np.concatenate([part.scores[part.labels == 1] for part in parts]),
+            np.concatenate([part.scores[part.labels == 0] for part in parts]),
+        ),
+    }
+    if parts[0].maps is None or parts[0].masks is None:
+        return measures | {"pixel_AUROC": NAN, "AUPRO": NAN, "PRO": NAN}
+    pairs = [_maps_and_masks(part) for part in parts]
+    pro = [value for maps, masks in pairs for value in pro_per_image(maps, masks)]
+    return measures | {
+        "pixel_AUROC": auroc(
+            np.concatenate([maps[masks] for maps, masks in pairs]),
+            np.concatenate([maps[~masks] for maps, masks in pairs]),
+        ),
+        "AUPRO": aupro(pairs),
+        "PRO": float(np.mean(pro)) if pro else NAN,
+    }
+
+
+def _maps_and_masks(predictions: Predictions) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    if predictions.maps is None or predictions.masks is None:
+        msg = "The test images have masks but the injected images have none: pixel measures would mix both."
+        raise ValueError(msg)
+    return predictions.maps, predictions.masks
+
+
+def _score_test_sets(
+    model: AnomalibModule,
+    datamodule: AnomalibDataModule,
+    device: str | torch.device | None,
+    progress: bool,
+) -> tuple[Predictions, Predictions]:
+    """Score the test images that were not injected, and the injected ones."""
+    _ensure_setup(datamodule)
+    keep_maps = datamodule.test_data.task == TaskType.SEGMENTATION
+    kwargs = {"device": device, "progress": progress, "keep_maps": keep_maps}
+    test = _score(model, datamodule, datamodule.test_data, "test set", **kwargs)
+    injected_data = getattr(datamodule, "injected_data", None)
+    if injected_data is None or len(injected_data) == 0:
+        return test, test.select(np.zeros(len(test), dtype=bool))
+    paths = {str(path) for path in injected_data.samples["image_path"]}
+    is_injected = np.array([path in paths for path in test.image_paths], dtype=bool)
+    if is_injected.sum() == len(paths):  # the datamodule was set to overlap: they are scored already
+        return test.select(~is_injected), test.select(is_injected)
+    injected = _score(model, datamodule, injected_data, "injected images", **kwargs)
+    return test.select(~is_injected), injected
+
+
+def _score(
+    model: AnomalibModule,
+    datamodule: AnomalibDataModule,
+    dataset: AnomalibDataset,
+    description: str,
+    **kwargs: bool | str | torch.device | None,
+) -> Predictions:
+    """Score one of the datamodule's datasets the way its test images are seen."""
+    return score_dataset(
+        model,
+        dataset,
+        augmentations=datamodule.test_augmentations,
+        batch_size=datamodule.eval_batch_size,
+        num_workers=datamodule.num_workers,
+        description=description,
+        **kwargs,  # type: ignore[arg-type]
+    )
+
+
+def _ensure_setup(datamodule: AnomalibDataModule) -> None:
+    if not hasattr(datamodule, "train_data"):
+        datamodule.setup()
+
+
+def _loader(
+    dataset: AnomalibDataset,
+    augmentations: Transform | None,
+    transform: Transform | None,
+    batch_size: int,
+    num_workers: int,
+) -> DataLoader:
+    """Resize before collating, as anomalib's datamodules do: images of one set may differ in size."""
+    steps = [step for step in (augmentations, *extract_transforms_by_type(transform, Resize)[:1]) if step is not None]
+    dataset = copy.copy(dataset)
+    dataset.augmentations = Compose(steps) if steps else None
+    return DataLoader(dataset, batch_size, shuffle=False, num_workers=num_workers, collate_fn=dataset.collate_fn)
+
+
+def _raw_predictions(model: AnomalibModule, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return scores ``(B,)`` and maps ``(B, H, W)`` before the post-processor."""
+    output = model.model(images)
+    scores, maps = output.pred_score, output.anomaly_map
+    maps = None if maps is None else maps.float().reshape(len(images), *maps.shape[-2:])
+    if scores is None:
+        if maps is None:
+            msg = f"{type(model).__name__} gives neither an image score nor an anomaly map."
+            raise ValueError(msg)
+        scores = maps.amax(dim=(-2, -1))  # as anomalib's post-processor does
+    scores = scores.float().reshape(-1)
+    if not torch.isfinite(scores).all():
+        msg = f"{type(model).__name__} gives scores that are not finite numbers: its training has diverged."
+        raise ValueError(msg)
+    return scores, maps
+
+
+class _Gathered:
+    """Batches written straight into arrays of the final size, so that maps are held once."""
+
+    def __init__(self, n_images: int, keep_maps: bool) -> None:
+        self.keep_maps = keep_maps
+        self.filled = 0
+        self.predictions = Predictions(
+            scores=np.empty(n_images, dtype=np.float32),
+            labels=np.full(n_images, -1, dtype=np.int64),
+            image_paths=[],
+        )
+
+    def add(self, batch: ImageBatch, scores: Tensor, maps: Tensor | None, masks: Tensor | None) -> None:
+        rows = slice(self.filled, self.filled + len(scores))
+        self.filled = rows.stop
+        self.predictions.scores[rows] = scores.cpu().numpy()
+        self.predictions.image_paths.extend(str(path) for path in batch.image_path or [])
+        if batch.gt_label is not None:
+            self.predictions.labels[rows] = batch.gt_label.cpu().numpy()
+        if self.keep_maps and maps is not None:
+            self._add_maps(rows, maps, masks)
+
+    def _add_maps(self, rows: slice, maps: Tensor, masks: Tensor | None) -> None:
+        shape = (len(self.predictions), *maps.shape[-2:])
+        if self.predictions.maps is None:
+            self.predictions = replace(self.predictions, maps=np.empty(shape, dtype=np.float32))
+        if masks is not None and self.predictions.masks is None:
+            self.predictions = replace(self.predictions, masks=np.zeros(shape, dtype=bool))
+        self.predictions.maps[rows] = maps.cpu().numpy()  # type: ignore[index]
+        if masks is None:
+            return
+        if masks.shape[-2:] != maps.shape[-2:]:
+            msg = (
+                f"Anomaly maps are {tuple(maps.shape[-2:])} but masks {tuple(masks.shape[-2:])}: the pre-processor's "
+                "transform has to leave both at the same size."
+            )
+            raise ValueError(msg)
+        self.predictions.masks[rows] = masks.cpu().numpy()  # type: ignore[index]
+
+    def result(self) -> Predictions:
+        return self.predictions
