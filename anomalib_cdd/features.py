@@ -1,0 +1,268 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Feature maps by sample index, kept in memory while they fit a budget and on disk beyond it.
+
+What the frozen teacher said of each training image is worth keeping: it never changes. Knows no method.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import ImageBatch, ImageItem
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+from tqdm.auto import tqdm
+
+logger = logging.getLogger(__name__)
+
+GIGABYTE = 2**30
+
+
+class FeatureBudget:
+    """Hands out feature caches until the memory budget is used up, then disk-backed ones.
+
+    Args:
+        memory_gb: Memory for all caches together, in GiB; 0 puts everything on disk.
+        directory: Where the disk-backed ones go; ``None`` takes the system's temporary folder.
+
+    Raises:
+        ValueError: If the budget is negative.
+    """
+
+    def __init__(self, memory_gb: float, directory: str | Path | None = None) -> None:
+        if not memory_gb >= 0:
+            msg = f"The cache's memory budget is {memory_gb} GiB; it has to be 0 or more."
+            raise ValueError(msg)
+        self.left = int(memory_gb * GIGABYTE)
+        self.directory = directory
+        self.folder: Path | None = None
+
+    def cache(self, count: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> "FeatureCache":
+        """Make a cache for ``count`` samples with levels of the given ``(C, H, W)`` shapes."""
+        size = FeatureCache.size_of(count, shapes, dtype)
+        in_memory = size <= self.left
+        if in_memory:
+            self.left -= size
+            return FeatureCache(count, shapes, dtype, budget=self)
+        if self.folder is None:
+            if self.directory is not None:
+                Path(self.directory).mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix="anomalib_cdd_", dir=self.directory))
+            logger.info("Features beyond the memory budget go to %s", self.folder)
+        descriptor, name = tempfile.mkstemp(suffix=".bin", dir=self.folder)
+        os.close(descriptor)
+        return FeatureCache(count, shapes, dtype, budget=self, file=Path(name))
+
+    def close(self) -> None:
+        """Delete what is on disk."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = None
+
+
+class FeatureCache:
+    """Levels of ``count`` samples, written and read by index.
+
+    Args:
+        count: Number of samples N.
+        shapes: ``(C_l, H_l, W_l)`` of each level.
+        dtype: How they are kept. fp16 is right for a trained teacher; an untrained student overflows it: bf16.
+        budget: Gets the memory back when the cache is released.
+        file: Memory-mapped file for the values; ``None`` keeps them in memory.
+
+    Raises:
+        OSError: If the disk has no room for them; the message says how much is needed.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        shapes: Sequence[Sequence[int]],
+        dtype: torch.dtype,
+        budget: FeatureBudget | None = None,
+        file: Path | None = None,
+    ) -> None:
+        self.shapes = [tuple(shape) for shape in shapes]
+        self.file = file
+        self.size = self.size_of(count, shapes, dtype)
+        self._budget = budget
+        self._sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
+        self._values = self._allocate(count, sum(self._sizes), dtype)
+
+    @staticmethod
+    def size_of(count: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> int:
+        """Return the size in bytes."""
+        return count * sum(int(torch.Size(shape).numel()) for shape in shapes) * dtype.itemsize
+
+    def _allocate(self, count: int, width: int, dtype: torch.dtype) -> Tensor:
+        if self.file is None:
+            return torch.empty(count, width, dtype=dtype)
+        if count == 0:
+            return torch.empty(0, width, dtype=dtype)
+        try:
+            # a sparse file on a full disk would kill the process with SIGBUS at the first write
+            with self.file.open("r+b") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, self.size)
+                else:
+                    file.truncate(self.size)
+        except OSError as error:
+            self.file.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.file.parent).free
+            msg = (
+                f"No room for the feature cache in {self.file.parent}: {self.size / GIGABYTE:.1f} GiB needed, "
+                f"{free / GIGABYTE:.1f} GiB free. Raise `cache_memory_gb`, set `cache_dir` to a larger disk, or set "
+                "`cache: off`."
+            )
+            raise OSError(msg) from error
+        return torch.from_file(str(self.file), shared=True, size=count * width, dtype=dtype).view(count, width)
+
+    def write(self, indices: Tensor, levels: Sequence[Tensor]) -> None:
+        """Keep the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices``.
+
+        Raises:
+            ValueError: If a value is not finite, or too large for the cache's precision.
+        """
+        flat = torch.cat([level.detach().flatten(1) for level in levels], dim=1).to(self._values.dtype).cpu()
+        if not torch.isfinite(flat).all():
+            msg = f"Features are not finite in {str(self._values.dtype).removeprefix('torch.')}."
+            raise ValueError(msg)
+        self._values[indices] = flat
+
+    def read(self, indices: Tensor, device: torch.device | str = "cpu") -> list[Tensor]:
+        """Return the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices`` in fp32."""
+        flat = self._values[indices].to(device).float()
+        return [
+            level.view(-1, *shape) for level, shape in zip(flat.split(self._sizes, dim=1), self.shapes, strict=True)
+        ]
+
+    def release(self) -> None:
+        """Give memory or disk back."""
+        self._values = torch.empty(0)
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+        elif self._budget is not None:
+            self._budget.left += self.size
+        self._budget = None
+
+
+class TeacherFeatures:
+    """The training set as the frozen teacher sees it, by sample index.
+
+    Args:
+        loader: The training loader; its dataset, batch size, workers and collation are used, not its order.
+        extract: Maps a collated batch to the teacher's levels, ``per_image`` samples for each image.
+        device: Where the levels are wanted.
+
+    Attributes:
+        cache: What was read once, or ``None`` where every pass reads the images again.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        extract: Callable[[Any], list[Tensor]],
+        device: torch.device,
+    ) -> None:
+        self.dataset: Dataset = loader.dataset
+        self.batch_size = loader.batch_size or 1
+        self.cache: FeatureCache | None = None
+        self.per_image = 1
+        self._loader = loader
+        self._extract = extract
+        self._device = device
+        self.shapes = self._probe()
+
+    def __len__(self) -> int:
+        """Return the number of samples: images, or tiles of images."""
+        return len(self.dataset) * self.per_image  # type: ignore[arg-type]
+
+    def _probe(self) -> list[torch.Size]:
+        levels = self._extract(self._loader.collate_fn([self.dataset[0]]))
+        self.per_image = len(levels[0])
+        return [level.shape[1:] for level in levels]
+
+    def fill(self, budget: FeatureBudget) -> None:
+        """Read every image once and keep its levels in fp16."""
+        cache = budget.cache(len(self), self.shapes, torch.float16)
+        images = torch.arange(len(self.dataset)).split(self.batch_size)  # type: ignore[arg-type]
+        batches = tqdm(self._read_images(list(images)), total=len(images), desc="Teacher features", leave=False)
+        for indices, levels in zip(images, batches, strict=True):
+            cache.write(self._samples(indices), levels)
+        self.cache = cache
+
+    def iterate(self, batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield the levels ``(B, C_l, H_l, W_l)`` of each batch of sample indices, in fp32."""
+        if self.cache is not None:
+            for indices in batches:
+                yield self.cache.read(indices, self._device)
+        elif self.per_image == 1:
+            yield from self._read_images(batches)
+        else:
+            # a batch of tiles: read the images that they come from, then pick
+            images = [torch.unique(indices // self.per_image) for indices in batches]
+            for indices, read, levels in zip(batches, images, self._read_images(images), strict=True):
+                place = torch.searchsorted(self._samples(read), indices)
+                yield [level[place.to(level.device)] for level in levels]
+
+    def _samples(self, images: Tensor) -> Tensor:
+        """Return the sample indices of images: their tiles."""
+        return (images[:, None] * self.per_image + torch.arange(self.per_image)).flatten()
+
+    def _read_images(self, batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=self._loader.num_workers,
+            collate_fn=self._loader.collate_fn,
+        )
+        for batch in loader:
+            yield self._extract(batch)
+
+
+def placeholder_loader(images: int, batch_size: int) -> DataLoader:
+    """Return a loader with the batches of the training loader and nothing in them.
+
+    It drives the trainer's progress once the features are cached, at no cost in decoded images.
+    """
+    items = [ImageItem(image=torch.zeros(3, 1, 1)) for _ in range(images)]
+    return DataLoader(items, batch_size=batch_size, collate_fn=ImageBatch.collate)  # type: ignore[arg-type]
+
+
+# What gives the same image for the same file every time. Anything else is taken for random.
+DETERMINISTIC_TRANSFORMS = (
+    v2.CenterCrop,
+    v2.ConvertImageDtype,
+    v2.Grayscale,
+    v2.Identity,
+    v2.Normalize,
+    v2.Pad,
+    v2.Resize,
+    v2.RGB,
+    v2.ToDtype,
+    v2.ToImage,
+    v2.ToPureTensor,
+)
+
+
+def is_deterministic(transform: Any) -> bool:  # noqa: ANN401  # any callable that a user gives
+    """Return whether a transform is known to give the same result every time.
+
+    Args:
+        transform: A torchvision v2 transform, or ``None``.
+    """
+    if transform is None:
+        return True
+    if isinstance(transform, v2.Compose):
+        return all(is_deterministic(step) for step in transform.transforms)
+    # anomalib's own deterministic transforms derive from Transform directly
+    return isinstance(transform, DETERMINISTIC_TRANSFORMS) or type(transform).__module__.startswith(
+        ("anomalib.data.transforms.center_crop", "anomalib.data.transforms.square_pad"),
+    )

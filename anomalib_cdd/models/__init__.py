@@ -1,0 +1,7 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Models for training sets that are not clean."""
+
+from .cdd import Cdd
+
+__all__ = ["Cdd"]

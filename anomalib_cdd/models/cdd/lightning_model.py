@@ -1,0 +1,431 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-Domain Distillation for training sets with unlabelled anomalies (arXiv 2508.18007).
+
+:meth:`Cdd.epoch` is Algorithm 1 of the paper. It is a generator that yields after each optimiser step;
+``training_step`` advances it in proportion to the trainer's batches, so that progress, callbacks, precision,
+checkpoints and resume are Lightning's own.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
+
+from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, normalisation
+
+from . import checks
+from .domains import (
+    Domains,
+    batches,
+    confident_count,
+    domain_count,
+    epoch_generator,
+    partition,
+    regularization_weight,
+)
+from .loss import Levels, Selection, distance, target_distance
+from .students import DEFAULT_WIDTH, Student
+from .torch_model import CddModel
+from .training_set import TrainingSet
+
+logger = logging.getLogger(__name__)
+
+PAPER_EPOCHS = 200
+ADAM_BETAS = (0.5, 0.999)
+NO_DOMAIN = -1
+
+
+class Cdd(AnomalibModule):
+    """Cross-Domain Distillation (CDD).
+
+    Every epoch splits the training set into domains, trains a student of each, and lets the students of the *other*
+    domains tell the global student what each image would look like without its anomaly.
+
+    The defaults are the paper's. With ``domain_construction``, ``confidence_guidance``, ``pseudo_normal`` and
+    ``confident_distillation`` off, ``regularization=0`` and ``feature_noise=0`` it is plain Reverse Distillation.
+
+    Args:
+        backbone: timm name of the teacher.
+        layers: Names of the teacher's levels. ``None`` takes those at strides 4, 8 and 16: a ResNet's ``layer1`` to
+            ``layer3``.
+        pre_trained: Whether to load the teacher's weights.
+        weights: A local weight file for the teacher, for sites without internet.
+        student_width: Channels of the finest map of a student that is built for a teacher outside the ResNet family.
+        domains: Schedule of K, in equal shares of the training (Table 5).
+        max_confident: Largest share of confident images, in [0, 1] (Eq. 13, Table A1).
+        regularization: Weight of the previous student in a domain student's loss: ``"s-curve"`` (Eq. 16),
+            ``"linear"``, or a constant; 0 is off (Table A2).
+        selection: Which of the other domains' students gives the pseudo-normal target (Table 6).
+        feature_noise: Standard deviation of the noise on the global student's input; 0 is off (Eq. 19).
+        feature_noise_scale: ``"absolute"``, or ``"relative"`` to each level's own standard deviation.
+        domain_construction: Whether there are domains at all (Table 4, D.C.).
+        confidence_guidance: Whether the confident images join every domain (Table 4, Conf.G.).
+        pseudo_normal: Whether the global student learns from the other domains' students rather than from the teacher
+            (Table 4, P.N.). Without it nothing reads the domain students, so none is trained.
+        confident_distillation: Whether the global student also learns the confident images from the teacher
+            (Table 4, Conf.D.; Eq. 21).
+        confident_visits: ``"each"`` visits a confident image once per domain, each time without that domain's student;
+            ``"once"`` visits it once, with all students as candidates.
+        domain_optimizer: Adam moments of a domain student at its fork: ``"reset"``; ``"keep"`` those of the domain
+            student before it; ``"fork"``, a copy of the global student's.
+        warmup_epochs: First epochs as plain Reverse Distillation.
+        learning_rate: Adam's, for every student.
+        gradient_clip_val: Largest norm of a student's gradient; ``None`` does not clip.
+        seed: Seed of partitions, orders and noise. With the epoch it fixes them, whatever was drawn before.
+        cache: ``"auto"`` keeps the teacher's features of the training set, in fp16, unless training augmentations are
+            random; ``"off"`` computes them at every pass.
+        cache_memory_gb: Memory for features, in GiB; what does not fit goes to disk.
+        cache_dir: Folder for features on disk; ``None`` takes the system's temporary folder.
+        pre_processor: anomalib's, or ``True`` for resize to 256, centre crop of 224 and the teacher's normalisation.
+        post_processor: anomalib's, or whether to have the default.
+        evaluator: anomalib's, or whether to have the default.
+        visualizer: anomalib's, or whether to have the default.
+
+    Raises:
+        ValueError: If an option is out of its range, or two contradict each other.
+
+    Example:
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_cdd import Cdd, MVTecNoisy
+        >>> engine = Engine(max_epochs=200)
+        >>> engine.train(Cdd(), datamodule=MVTecNoisy(category="bottle", noise_ratio=0.1))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: str = "wide_resnet50_2.tv_in1k",
+        layers: Sequence[str] | None = None,
+        pre_trained: bool = True,
+        weights: str | None = None,
+        student_width: int = DEFAULT_WIDTH,
+        domains: Sequence[int] = (2, 3, 3, 2),
+        max_confident: float = 0.5,
+        regularization: Literal["s-curve", "linear"] | float = "s-curve",
+        selection: Selection = "consensual",
+        feature_noise: float = 0.2,
+        feature_noise_scale: Literal["absolute", "relative"] = "absolute",
+        domain_construction: bool = True,
+        confidence_guidance: bool = True,
+        pseudo_normal: bool = True,
+        confident_distillation: bool = True,
+        confident_visits: Literal["each", "once"] = "each",
+        domain_optimizer: Literal["reset", "keep", "fork"] = "reset",
+        warmup_epochs: int = 0,
+        learning_rate: float = 0.005,
+        gradient_clip_val: float | None = None,
+        seed: int = 0,
+        cache: Literal["auto", "off"] = "auto",
+        cache_memory_gb: float = 8.0,
+        cache_dir: str | None = None,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        # a ListConfig in the checkpoint would not load with weights_only
+        layers = None if layers is None else tuple(str(layer) for layer in layers)
+        domains = tuple(int(count) for count in domains)
+        if pre_processor is True:
+            pre_processor = self.configure_pre_processor(backbone=backbone)
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        checks.check_options(self.hparams)
+        self.model: CddModel = CddModel(backbone, layers, pre_trained, weights, student_width)
+        self.automatic_optimization = False
+        # not modules: what follows is of training alone and stays out of checkpoints and exports
+        self._training_set: TrainingSet | None = None
+        self._domain_students: list[Student] = []
+        self._running_epoch: tuple[int, Iterator[None]] | None = None
+        self._steps_done = 0
+        self._steps_planned = 1
+
+    # ------------------------------------------------------------------------------------------ Algorithm 1
+
+    def epoch(self, e: int, epochs: int) -> Iterator[None]:
+        """Train one epoch (Algorithm 1, lines 6 to 29); yields after each optimiser step.
+
+        Args:
+            e: The epoch, 0 to ``epochs - 1``.
+            epochs: Number of epochs E.
+        """
+        options, data, size = self.hparams, self.training_set, self.training_set.batch_size
+        generator = epoch_generator(options.seed, e)
+        warm_up = e < options.warmup_epochs
+        global_student, global_optimizer = self.model.student, self._optimizers()[0]
+
+        # S_prev: the global student as the epoch finds it, frozen
+        previous = copy.deepcopy(global_student).eval().requires_grad_(requires_grad=False)
+        count = domain_count(e, epochs, options.domains) if options.domain_construction and not warm_up else 1
+        confident = 0 if warm_up else confident_count(e, epochs, len(data), options.max_confident)
+        weight = 0.0 if warm_up else regularization_weight(e, epochs, options.regularization)
+        across = options.pseudo_normal and not warm_up
+
+        # lines 6 to 9: confidence by the previous student, domains around the confident images
+        data.recall(previous, needed=across or bool(confident))
+        domains = partition(data.confidence, confident, count, generator, shared=options.confidence_guidance)
+        parts = [batches(domains.domain(k), size, generator) for k in range(count)] if across else []
+        visits = self._visits(domains)
+        visit_batches = batches(visits, size, generator)
+        distils = options.confident_distillation and len(domains.confident) > 1
+        confident_batches = batches(domains.confident, size, generator) if distils else []
+        self._steps_planned = sum(map(len, parts)) + len(visit_batches) + len(confident_batches)
+        self._log_epoch(K=count, r=confident / len(data), regularization=weight, confident=confident)
+
+        # lines 10 to 17: a student for each domain, forked from the previous one (Eq. 15)
+        students = []
+        for k, part in enumerate(parts):
+            student, optimizer = self._fork(k)
+            for indices, teacher in zip(part, data.teacher(part), strict=True):
+                output = student(teacher)
+                loss = distance(teacher, output)
+                if weight > 0:
+                    loss = loss + weight * distance(data.recalled(indices, teacher), output)
+                self._update(optimizer, loss, "domain")
+                yield
+            students.append(student.eval())
+
+        # lines 18 to 26: the other domains' students say what is normal in each image (Eq. 17 to 20)
+        targets = data.targets(students, visits, options.selection) if across else None
+        for batch, teacher in zip(visit_batches, data.teacher([visit[:, 0] for visit in visit_batches]), strict=True):
+            output = global_student(self._perturb(teacher, 0.0 if warm_up else options.feature_noise, generator))
+            loss = distance(teacher, output) if targets is None else target_distance(targets(batch, teacher), output)
+            self._update(global_optimizer, loss, "global")
+            yield
+
+        # lines 27 to 29: confident images straight from the teacher (Eq. 21)
+        for teacher in data.teacher(confident_batches):
+            self._update(global_optimizer, distance(teacher, global_student(teacher)), "confident")
+            yield
+
+    def _visits(self, domains: Domains) -> Tensor:
+        """Return what the global student visits: rows (image, domain whose student is no candidate for it)."""
+        parts = [(images, (k,)) for k, images in enumerate(domains.parts)]
+        if domains.shared:
+            each = self.hparams.confident_visits == "each"
+            owners = tuple(range(len(domains.parts))) if each else (NO_DOMAIN,)
+            parts.insert(0, (domains.confident, owners))
+        return torch.cat([
+            torch.stack([images, torch.full_like(images, owner)], dim=1) for images, owners in parts for owner in owners
+        ])
+
+    def _fork(self, k: int) -> tuple[Student, LightningOptimizer]:
+        """Make domain student k equal to the global student, parameters and buffers, and ready its optimiser."""
+        student, optimizer = self._domain_students[k], self._optimizers()[k + 1]
+        student.load_state_dict(self.model.student.state_dict())
+        student.train()
+        if self.hparams.domain_optimizer == "reset":
+            optimizer.optimizer.state.clear()
+        elif self.hparams.domain_optimizer == "fork":
+            optimizer.optimizer.load_state_dict(copy.deepcopy(self._optimizers()[0].optimizer.state_dict()))
+        return student, optimizer
+
+    def _perturb(self, levels: Levels, sigma: float, generator: torch.Generator) -> Levels:
+        """Add Gaussian noise to the global student's input (Eq. 19)."""
+        if not sigma:
+            return levels
+        relative = self.hparams.feature_noise_scale == "relative"
+        return [
+            torch.randn(level.shape, generator=generator)
+            .to(level)
+            .mul_(sigma * level.std() if relative else sigma)
+            .add_(level)
+            for level in levels
+        ]
+
+    def _update(self, optimizer: LightningOptimizer, loss: Tensor, stage: str) -> None:
+        """Take one optimiser step and log the stage's loss."""
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.log(
+            f"train_loss_{stage}",
+            loss.detach(),
+            on_step=False,
+            on_epoch=True,
+            prog_bar=stage == "global",
+            batch_size=self.training_set.batch_size,
+        )
+
+    def _log_epoch(self, **values: float) -> None:
+        self.log_dict(
+            {f"epoch_{name}": float(value) for name, value in values.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=1,
+        )
+
+    # ------------------------------------------------------------------------------------------ Lightning
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Advance the epoch in proportion to the trainer's batches; the batch itself is not needed.
+
+        Args:
+            batch: Ignored: images are read by index, once.
+            batch_idx: Index of the batch in the epoch.
+        """
+        del batch
+        if self._running_epoch is None or self._running_epoch[0] != self.current_epoch:
+            # made here and not in on_train_epoch_start, which a resume inside an epoch skips
+            self._running_epoch = (self.current_epoch, self.epoch(self.current_epoch, self.trainer.max_epochs or 1))
+            self._steps_done, self._steps_planned = 0, 1
+        share = (batch_idx + 1) / self.trainer.num_training_batches
+        while self.trainer.is_last_batch or self._steps_done < share * self._steps_planned:
+            try:
+                next(self._running_epoch[1])
+            except StopIteration:
+                break
+            self._steps_done += 1
+
+    def on_train_epoch_end(self) -> None:
+        """Forget the epoch that is over."""
+        self._running_epoch = None
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """Score a batch.
+
+        Args:
+            batch: Images of shape ``(B, 3, H, W)``, normalised.
+            batch_idx: Index of the batch.
+
+        Returns:
+            The batch with anomaly maps and scores.
+        """
+        del batch_idx
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Return one Adam for the global student and one for each domain student."""
+        self._domain_students = [copy.deepcopy(self.model.student) for _ in range(max(self.hparams.domains))]
+        students = [self.model.student, *self._domain_students]
+        return [Adam(student.parameters(), lr=self.hparams.learning_rate, betas=ADAM_BETAS) for student in students]
+
+    def _optimizers(self) -> list[LightningOptimizer]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip gradients: Lightning leaves that to models that step by themselves."""
+        if self.hparams.gradient_clip_val:
+            self.clip_gradients(optimizer, self.hparams.gradient_clip_val, gradient_clip_algorithm="norm")
+
+    # jsonargparse and Lightning give no other place to say the method's own number of epochs: `trainer_arguments`
+    # overrides the user, and once `fit` has begun an absent `max_epochs` cannot be told from 1000
+    @LightningModule.trainer.setter  # type: ignore[attr-defined]
+    def trainer(self, trainer: Trainer | None) -> None:
+        """Attach the trainer; where it was given no number of epochs it takes the paper's."""
+        if trainer is not None and getattr(trainer, "max_epochs", 0) is None and trainer.max_steps == -1:
+            trainer.fit_loop.max_epochs = PAPER_EPOCHS
+        LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Refuse what would train something else than asked for, before anything is read."""
+        if stage == "fit":
+            checks.check_trainer(self.trainer, overridden="configure_optimizers" in vars(self))
+
+    def on_fit_start(self) -> None:
+        """Read the training set."""
+        self._training_set = TrainingSet.of(self.trainer, self)
+        checks.check_size(len(self._training_set), self._training_set.batch_size, self.trainer, self.hparams)
+
+    @property
+    def training_set(self) -> TrainingSet:
+        """The training set as the teacher and the previous student see it; there is one only during a fit."""
+        if self._training_set is None:
+            msg = "There is no training set outside a fit."
+            raise RuntimeError(msg)
+        return self._training_set
+
+    def teardown(self, stage: str) -> None:
+        """Give features, memory and disk back."""
+        if stage == "fit":
+            self._drop_training_state()
+
+    def _drop_training_state(self) -> None:
+        if self._training_set is not None:
+            self._training_set.close()
+        self._training_set, self._running_epoch, self._domain_students = None, None, []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle what inference needs: anomalib's torch export pickles the whole module."""
+        state = super().__getstate__()
+        return {**state, "_training_set": None, "_running_epoch": None, "_domain_students": []}
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the domain students' moments where the next epoch does not read them."""
+        super().on_save_checkpoint(checkpoint)
+        if self.hparams.domain_optimizer != "keep":
+            for state in checkpoint.get("optimizer_states", [])[1:]:
+                state["state"] = {}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model before anything of it is used."""
+        checks.check_checkpoint(checkpoint, self)
+        super().on_load_checkpoint(checkpoint)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> "Cdd":  # type: ignore[override]
+        """Load a model; the teacher's weights come from the checkpoint, so that nothing is fetched.
+
+        Args:
+            checkpoint_path: A checkpoint that Lightning wrote.
+            kwargs: Constructor arguments to override, and those of anomalib's ``load_from_checkpoint``.
+
+        Raises:
+            ValueError: If the file is no checkpoint of this model, or holds anything but plain data.
+        """
+        with checks.readable_checkpoint(checkpoint_path):
+            return super().load_from_checkpoint(checkpoint_path, **{"pre_trained": False, "weights": None, **kwargs})
+
+    # ------------------------------------------------------------------------------------------ anomalib
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None,
+        center_crop_size: tuple[int, int] | None = None,
+        backbone: str | None = None,
+    ) -> PreProcessor:
+        """Return the default pre-processor: resize, centre crop, normalisation of the teacher.
+
+        Args:
+            image_size: Height and width to resize to; 256 x 256 by default.
+            center_crop_size: Height and width of the crop; 7/8 of the image size by default (224 x 224).
+            backbone: The teacher, whose mean and standard deviation are used. ImageNet's by default.
+        """
+        image_size = image_size or (256, 256)
+        crop = center_crop_size or (image_size[0] * 7 // 8, image_size[1] * 7 // 8)
+        mean, std = normalisation(backbone) if backbone else (IMAGENET_MEAN, IMAGENET_STD)
+        steps = [Resize(image_size, antialias=True), CenterCrop(crop), Normalize(mean=list(mean), std=list(std))]
+        return PreProcessor(transform=Compose(steps))
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments that the trainer must have."""
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: there are no labels in training."""
+        return LearningType.ONE_CLASS

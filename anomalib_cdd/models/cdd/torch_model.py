@@ -1,0 +1,100 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Teacher and global student: what inference and every export needs, and nothing else (CDD Eq. 11)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.components import GaussianBlur2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anomalib_cdd.backbones import Teacher
+
+from .students import DEFAULT_WIDTH, build_student
+
+if TYPE_CHECKING:
+    from anomalib.data.utils.tiler import Tiler
+
+BLUR_SIGMA = 4.0
+BLUR_KERNEL = 2 * int(4 * BLUR_SIGMA + 0.5) + 1
+
+
+class CddModel(nn.Module):
+    """A frozen teacher beside the global student.
+
+    Args:
+        backbone: timm name of the teacher.
+        layers: Names of the teacher's levels; ``None`` takes those at strides 4, 8 and 16.
+        pre_trained: Whether to load the teacher's weights.
+        weights: A local weight file for the teacher.
+        student_width: Channels of the finest map of a student that is not anomalib's ResNet decoder.
+
+    Attributes:
+        tiler: anomalib's tiler, set by its callback. Each tile is then an image of its own to teacher and student,
+            in training and in inference; the anomaly map is put together from the tiles' maps.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        layers: Sequence[str] | None = None,
+        pre_trained: bool = True,
+        weights: str | Path | None = None,
+        student_width: int = DEFAULT_WIDTH,
+    ) -> None:
+        super().__init__()
+        self.tiler: Tiler | None = None
+        self.teacher = Teacher(backbone, layers, pre_trained, weights)
+        self.student = build_student(self.teacher, student_width)
+        self.blur = GaussianBlur2d(sigma=BLUR_SIGMA, kernel_size=BLUR_KERNEL)
+        # 1 - cos reaches 1 where both levels are never negative, and 2 elsewhere
+        largest = 2 if any(level.signed for level in self.teacher.levels) else 1
+        self.map_scale = 1 / (largest * len(self.teacher.levels))
+
+    def teacher_features(self, images: Tensor) -> list[Tensor]:
+        """Return the teacher's levels of normalised images ``(B, 3, H, W)``, of each tile where there is a tiler."""
+        return self.teacher(self.tiler.tile(images) if self.tiler else images)
+
+    def forward(self, images: Tensor) -> InferenceBatch:
+        """Score images (Eq. 11).
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            ``anomaly_map`` of shape ``(B, 1, H, W)`` and ``pred_score``, its maximum, of shape ``(B,)``; both in [0, 1].
+        """
+        features = self.teacher_features(images)
+        size = (self.tiler.tile_size_h, self.tiler.tile_size_w) if self.tiler else images.shape[-2:]
+        anomaly_map = self.distance_map(features, self.student(features), size)
+        if self.tiler:
+            anomaly_map = self.tiler.untile(anomaly_map)
+        anomaly_map = self.blur(anomaly_map)
+        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-3, -2, -1)), anomaly_map=anomaly_map)
+
+    def distance_map(self, teacher: list[Tensor], student: list[Tensor], size: Sequence[int]) -> Tensor:
+        """Return the cosine distance per pixel, summed over the levels and scaled to [0, 1].
+
+        Args:
+            teacher: Levels, each ``(B, C_l, H_l, W_l)``.
+            student: Levels of the same shapes.
+            size: Height and width of the map.
+
+        Returns:
+            Shape ``(B, 1, H, W)``, not blurred.
+        """
+        maps = [
+            F.interpolate(
+                1 - F.cosine_similarity(t.float(), s.float(), dim=1).unsqueeze(1),
+                size=tuple(size),
+                mode="bilinear",
+                align_corners=True,
+            )
+            for t, s in zip(teacher, student, strict=True)
+        ]
+        total = torch.stack(maps).sum(dim=0).to(self.blur.kernel.dtype)
+        return total.clamp_min(0) * self.map_scale

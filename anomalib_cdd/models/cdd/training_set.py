@@ -1,0 +1,234 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The training set of an epoch: what teacher, previous student and domain students say of each image, said once.
+
+Teacher features are cached for the whole training, the previous student's and the pseudo-normal targets for an
+epoch. Where training augmentations are random nothing can be kept: the same questions are then answered afresh from
+the features at hand.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from anomalib_cdd.features import FeatureBudget, FeatureCache, TeacherFeatures, is_deterministic, placeholder_loader
+
+from .domains import batches
+from .loss import Levels, Selection, candidate_weights, confidence, pseudo_normal, similarity
+from .students import Student
+
+if TYPE_CHECKING:
+    from .lightning_model import Cdd
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingSet:
+    """Answers by sample index, from memory where it can.
+
+    Args:
+        features: The teacher's features.
+        budget: Where the features of students go; ``None`` keeps none.
+
+    Attributes:
+        confidence: Confidence of each sample by the previous student, shape ``(N,)``, Eq. 12.
+        batch_size: Of every pass.
+    """
+
+    def __init__(self, features: TeacherFeatures, budget: FeatureBudget | None) -> None:
+        self.features = features
+        self.batch_size = features.batch_size
+        self.confidence = torch.zeros(len(features))
+        self._budget = budget
+        self._previous: Student | None = None
+        self._recalled: FeatureCache | None = None
+        self._targets: FeatureCache | None = None
+
+    @classmethod
+    def of(cls, trainer: Trainer, model: "Cdd") -> "TrainingSet":
+        """Read the trainer's training data."""
+        loader = training_loader(trainer)
+        options = model.hparams
+        features = TeacherFeatures(loader, lambda batch: extract(model, batch), model.device)
+        random = [
+            name
+            for name, transform in (
+                ("the training augmentations", getattr(loader.dataset, "augmentations", None)),
+                ("the pre-processor", getattr(model.pre_processor, "transform", None)),
+            )
+            if not is_deterministic(transform)
+        ]
+        if options.cache == "off" or random:
+            if random:
+                logger.warning("Teacher features are not cached: %s may be random.", " and ".join(random))
+            return cls(features, budget=None)
+        budget = FeatureBudget(options.cache_memory_gb, options.cache_dir)
+        try:
+            features.fill(budget)
+        except BaseException:
+            budget.close()
+            raise
+        spare_images(trainer, loader)
+        return cls(features, budget)
+
+    def __len__(self) -> int:
+        """Return the number of samples N."""
+        return len(self.features)
+
+    def teacher(self, parts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield the teacher's levels for each batch of sample indices."""
+        return self.features.iterate(parts)
+
+    @torch.no_grad()
+    def recall(self, previous: Student, needed: bool) -> None:
+        """Ask the previous student about every sample, once (Algorithm 1, line 6).
+
+        Args:
+            previous: S_prev, frozen.
+            needed: Whether anything will be asked of it in this epoch.
+        """
+        self._forget()
+        self._previous = previous
+        if not needed:
+            return
+        if self.features.cache is not None and self._budget is not None:
+            # bf16: the features of an untrained student overflow fp16
+            self._recalled = self._budget.cache(len(self), self.features.shapes, torch.bfloat16)
+        parts = batches(torch.arange(len(self)), self.batch_size)
+        for indices, teacher in zip(parts, self.teacher(parts), strict=True):
+            with no_fp16():
+                output = previous(teacher)
+            self.confidence[indices] = confidence(teacher, output).cpu()
+            if self._recalled is not None:
+                self._recalled.write(indices, output)
+
+    @torch.no_grad()
+    def recalled(self, indices: Tensor, teacher: Levels) -> Levels:
+        """Return the previous student's levels of samples whose teacher levels are at hand."""
+        if self._recalled is not None:
+            return self._recalled.read(indices, teacher[0].device)
+        with no_fp16():
+            return self._previous(teacher)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def targets(
+        self,
+        students: Sequence[Student],
+        visits: Tensor,
+        selection: Selection,
+    ) -> Callable[[Tensor, Levels], Levels]:
+        """Choose the pseudo-normal target of every visit (Algorithm 1, lines 20 to 22).
+
+        Args:
+            students: The domain students, in evaluation mode.
+            visits: Rows (sample, domain whose student is no candidate), shape ``(V, 2)``.
+            selection: How a candidate is chosen.
+
+        Returns:
+            A function of a batch of visits and their teacher levels that returns the targets.
+        """
+        if self._budget is None:
+            return lambda batch, teacher: self._choose(students, teacher, batch, selection)
+        self._targets = self._budget.cache(len(visits), self.features.shapes, torch.bfloat16)
+        row = torch.full((len(self), len(students) + 1), -1)
+        row[visits[:, 0], visits[:, 1]] = torch.arange(len(visits))
+        # visits of the same sample side by side: each S_h(F_T) is computed once
+        for owners in row.ge(0).unique(dim=0):
+            samples = (row.ge(0) == owners).all(dim=1).nonzero().flatten()
+            own = owners.nonzero().flatten()
+            own[own == len(students)] = -1
+            parts = batches(samples, self.batch_size)
+            for indices, teacher in zip(parts, self.teacher(parts), strict=True):
+                self._keep_targets(students, indices, teacher, own, row, selection)
+        cache = self._targets
+        return lambda batch, teacher: cache.read(row[batch[:, 0], batch[:, 1]], teacher[0].device)
+
+    def _keep_targets(
+        self,
+        students: Sequence[Student],
+        indices: Tensor,
+        teacher: Levels,
+        own: Tensor,
+        row: Tensor,
+        selection: Selection,
+    ) -> None:
+        asked = [h for h in range(len(students)) if own.tolist() != [h]]
+        candidates, affinity = self._ask(students, asked, indices, teacher)
+        for owner in own.tolist():
+            owners = torch.full((len(indices),), owner, device=affinity.device)
+            target = pseudo_normal(candidates, candidate_weights(affinity, owners, selection))
+            self._targets.write(row[indices, owner], target)  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def _choose(self, students: Sequence[Student], teacher: Levels, batch: Tensor, selection: Selection) -> Levels:
+        candidates, affinity = self._ask(students, range(len(students)), batch[:, 0], teacher)
+        return pseudo_normal(candidates, candidate_weights(affinity, batch[:, 1].to(affinity.device), selection))
+
+    def _ask(
+        self,
+        students: Sequence[Student],
+        asked: Sequence[int],
+        indices: Tensor,
+        teacher: Levels,
+    ) -> tuple[list[Levels], Tensor]:
+        """Return the candidates S_h(F_T) and their affinity ``(B, K)`` to the previous student (Eq. 17)."""
+        reference = self.recalled(indices, teacher)
+        with no_fp16():
+            candidates = [student(teacher) if h in asked else reference for h, student in enumerate(students)]
+        return candidates, torch.stack([similarity(levels, reference) for levels in candidates], dim=1)
+
+    def _forget(self) -> None:
+        for cache in (self._recalled, self._targets):
+            if cache is not None:
+                cache.release()
+        self._recalled = self._targets = None
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        self._forget()
+        if self._budget is not None:
+            self._budget.close()
+
+
+def no_fp16() -> AbstractContextManager:
+    """Run frozen students in bf16 where training autocasts to fp16: an untrained one overflows it."""
+    device = "cuda" if torch.is_autocast_enabled("cuda") else "cpu"
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+        return torch.autocast(device, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def extract(model: "Cdd", batch: Any) -> list[Tensor]:  # noqa: ANN401  # anomalib's batch
+    """Return the teacher's levels of a batch as the loader gives it: pre-processed, in fp32, without gradient."""
+    images = batch.image.to(model.device)
+    if model.pre_processor is not None and model.pre_processor.transform is not None:
+        images = model.pre_processor.transform(images)
+    with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        return model.model.teacher_features(images.to(model.dtype))
+
+
+def training_loader(trainer: Trainer) -> DataLoader:
+    """Return the training loader that the user gave.
+
+    Raises:
+        ValueError: If it is not one loader of a data set with a length.
+    """
+    # before its first epoch the loop has no public name for the loader
+    loader = _request_dataloader(trainer.fit_loop._data_source)  # noqa: SLF001
+    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__") or loader.batch_size is None:
+        msg = f"Cdd needs one DataLoader of a data set with a length and a batch size, not {type(loader).__name__}."
+        raise ValueError(msg)
+    return loader
+
+
+def spare_images(trainer: Trainer, loader: DataLoader) -> None:
+    """Let the loop of this fit run over empty batches: its images have been read."""
+    placeholder = placeholder_loader(len(loader.dataset), loader.batch_size or 1)  # type: ignore[arg-type]
+    trainer.fit_loop._data_source = _DataLoaderSource(placeholder, "")  # noqa: SLF001  # as in training_loader
