@@ -1,0 +1,344 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison grid of fully unsupervised anomaly detection: models x data sets x noise ratios x seeds.
+
+A cell trains one model once and measures it without and with overlap. Each finished cell is a JSON file named by the
+hash of its full configuration, so that a grid can be stopped, extended and resumed: what is finished never runs
+again, what failed is recorded and tried again next time. ``results.csv`` and ``report.md`` are written anew after
+each cell from the cells of the present grid.
+"""
+
+import copy
+import gc
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import time
+import traceback
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+import torch
+from anomalib.callbacks import ModelCheckpoint
+from anomalib.data import AnomalibDataModule
+from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch import Trainer, seed_everything
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from anomalib_cdd.evaluation import fuad_measures
+from anomalib_cdd.report import write_report
+
+# A run keeps nothing but its measures, and no label takes part in training: there is no validation.
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "limit_val_batches": 0,
+    "num_sanity_val_steps": 0,
+}
+# What the grid itself sets in the init_args of an entry.
+SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "models": {"seed": "seeds"}}
+COMPONENTS = {"data": "data", "models": "model"}
+
+
+class GridError(ValueError):
+    """The grid's configuration is wrong; the message names the key."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its measures.
+
+    Attributes:
+        data: Name of the data set in the grid.
+        noise_ratio: Injected images per normal training image.
+        model: Name of the model in the grid.
+        seed: Seed of the injection and of the training.
+        config: Full configuration, defaults included; ``${data_root}`` stays unresolved, so that a result does not
+            depend on where the images lie.
+    """
+
+    data: str
+    noise_ratio: float
+    model: str
+    seed: int
+    config: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Hash of the full configuration; the names are not part of it."""
+        text = json.dumps({"seed": self.seed, "config": self.config}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"{self.data} noise {self.noise_ratio:g} {self.model} seed {self.seed}"
+
+
+def get_parser() -> ArgumentParser:
+    """Return the parser of ``anomalib-cdd fuad``."""
+    parser = ArgumentParser(description="Compare models on training data that is not clean: a resumable grid.")
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with any of the options below.")
+    parser.add_argument("--output", type=Path, default=Path("results/fuad"), help="Folder of the results.")
+    parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="Seeds of injection and training.")
+    parser.add_argument("--noise_ratios", type=list[float], default=[0.1], help="Injected per normal training image.")
+    parser.add_argument("--data", type=dict[str, dict], help="Data sets by name: class_path, init_args.")
+    parser.add_argument("--models", type=dict[str, dict], help="Models by name: class_path, init_args, trainer.")
+    parser.add_argument("--data_root", type=str | None, help="Replaces ${data_root} in the data sets' init_args.")
+    parser.add_argument("--checkpoints", type=bool, default=False, help="Keep each cell's run with its checkpoint.")
+    parser.add_argument("--dry-run", "--dry_run", dest="dry_run", action="store_true", help="List the cells and stop.")
+    return parser
+
+
+def run(config: Namespace) -> int:
+    """Run the cells that are not finished yet and write the results.
+
+    Args:
+        config: What :func:`get_parser` parses.
+
+    Returns:
+        How many cells failed.
+
+    Raises:
+        GridError: If the configuration is wrong, before anything runs.
+    """
+    cells = plan(config)
+    folder = config.output / "cells"
+    records = [_read_record(folder, cell) for cell in cells]
+    todo = [i for i, record in enumerate(records) if not _is_done(record)]
+    if config.dry_run:
+        for i, cell in enumerate(cells):
+            print("to do " if i in todo else "done  ", cell)
+        return 0
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    print(f"{len(cells)} cells, {len(cells) - len(todo)} finished before; results in {config.output.resolve()}")
+    for count, i in enumerate(todo):
+        print(f"[{len(cells) - len(todo) + count + 1}/{len(cells)}] {cells[i]}: ", end="", flush=True)
+        records[i] = record = _run_cell(cells[i], config)
+        _write_atomically(folder / f"{cells[i].key}.json", json.dumps(record, indent=1))
+        _write_results(config.output, cells, records)
+        left = _seconds_left(cells, records, todo[count + 1 :])
+        print(f"{_outcome(record)}; {_duration(left)} left", flush=True)
+    _write_results(config.output, cells, records)
+    failed = sum(record is not None and record["status"] == "failed" for record in records)
+    print(f"{len(cells) - failed} finished, {failed} failed: {(config.output / 'report.md').resolve()}")
+    return failed
+
+
+def plan(config: Namespace) -> list[Cell]:
+    """Check the whole configuration and return its cells, seed by seed.
+
+    Raises:
+        GridError: Naming the entry and the key at fault.
+    """
+    for key in ("data", "models", "seeds", "noise_ratios"):
+        if not getattr(config, key):
+            msg = f"The grid's {key!r} is empty. Give at least one, see configs/fuad.yaml."
+            raise GridError(msg)
+    data = {name: _resolve("data", name, entry) for name, entry in config.data.items()}
+    models = {name: _resolve("models", name, entry) for name, entry in config.models.items()}
+    for name, entry in data.items():
+        _fill_data_root(entry, config.data_root, f"data.{name}")
+    cells = []
+    for seed, name, ratio, model in product(config.seeds, data, config.noise_ratios, models):
+        cell_config = copy.deepcopy({**data[name], **models[model]})
+        cell_config["data"]["init_args"] |= {"noise_ratio": ratio, "noise_seed": seed}
+        if "seed" in cell_config["model"]["init_args"]:
+            cell_config["model"]["init_args"]["seed"] = seed
+        cells.append(Cell(name, ratio, model, seed, cell_config))
+    return cells
+
+
+def _resolve(kind: str, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Check one entry with jsonargparse, as anomalib's CLI does, and return it with every default filled in."""
+    known = {"class_path", "init_args"} | ({"trainer"} if kind == "models" else set())
+    unknown = sorted(set(entry) - known)
+    if unknown or "class_path" not in entry:
+        msg = f"{kind}.{name}: {f'unknown key {unknown[0]!r}' if unknown else 'no class_path'}. Known: {sorted(known)}."
+        raise GridError(msg)
+    for key, instead in SET_BY_GRID[kind].items():
+        if key in entry.get("init_args", {}):
+            msg = f"{kind}.{name}.init_args.{key}: the grid sets it. Use the grid's own {instead!r}."
+            raise GridError(msg)
+    component = COMPONENTS[kind]
+    written: dict[str, Any] = {component: {key: entry[key] for key in entry if key != "trainer"}}
+    if "trainer" in entry:
+        written["trainer"] = entry["trainer"]
+    parser = _component_parser(component)
+    try:
+        parsed = parser.parse_object(written)
+    except ArgumentError as error:
+        msg = f"{kind}.{name}: {error}"
+        raise GridError(msg) from error
+    resolved = json.loads(parser.dump(parsed, format="json", skip_none=False, skip_validation=True))
+    init_args = resolved[component].setdefault("init_args", {})
+    if kind == "data":
+        if "noise_ratio" not in init_args:
+            msg = (
+                f"data.{name}: {entry['class_path']} takes no noise_ratio. Use its Noisy variant of anomalib_cdd.data."
+            )
+            raise GridError(msg)
+        if "val_split_mode" in init_args and "val_split_mode" not in entry.get("init_args", {}):
+            init_args["val_split_mode"] = "none"
+        return {"data": resolved["data"]}
+    # the trainer's own defaults are Lightning's business: only what is written counts
+    return {"model": resolved["model"], "trainer": {key: resolved["trainer"][key] for key in entry.get("trainer", {})}}
+
+
+def _component_parser(*components: str) -> ArgumentParser:
+    """Return a parser of a datamodule or of a model with its trainer, as anomalib's CLI sets them up."""
+    parser = ArgumentParser(exit_on_error=False)
+    if "data" in components:
+        parser.add_subclass_arguments(AnomalibDataModule, "data", fail_untyped=False, required=True)
+    if "model" in components:
+        parser.add_subclass_arguments(AnomalibModule, "model", fail_untyped=False, required=True)
+        parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True)
+    return parser
+
+
+def _fill_data_root(entry: dict[str, Any], data_root: str | None, name: str) -> dict[str, Any]:
+    variables = {} if data_root is None else {"data_root": data_root}
+    try:
+        return OmegaConf.to_container(OmegaConf.create(variables | {"entry": entry}), resolve=True)["entry"]  # type: ignore[call-overload, index, return-value]
+    except OmegaConfBaseException as error:
+        msg = f"{name}: {str(error).splitlines()[0]}. Pass --data_root DIR."
+        raise GridError(msg) from error
+
+
+def _run_cell(cell: Cell, config: Namespace) -> dict[str, Any]:
+    """Train and measure; a failure is part of the record."""
+    record: dict[str, Any] = {
+        "data": cell.data,
+        "noise_ratio": cell.noise_ratio,
+        "model": cell.model,
+        "seed": cell.seed,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    start = time.perf_counter()
+    try:
+        record["measures"], record["fit_seconds"] = _train_and_measure(cell, config)
+        record["status"] = "done"
+    except Exception as error:  # noqa: BLE001  # whatever a model raises, the grid goes on
+        record["status"] = "failed"
+        record["error"] = f"{type(error).__name__}: {error}"
+        record["traceback"] = traceback.format_exc()
+    record["wall_seconds"] = round(time.perf_counter() - start, 2)
+    gc.collect()
+    return record | {"key": cell.key, "config": cell.config, "environment": _environment()}
+
+
+def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float | None], float]:
+    seed_everything(cell.seed, workers=True, verbose=False)
+    parser = _component_parser("data", "model")
+    written = _fill_data_root(cell.config, config.data_root, f"data.{cell.data}")
+    components = parser.instantiate_classes(parser.parse_object(written))
+    trainer = {key: components.trainer[key] for key in cell.config["trainer"]}
+    callbacks = trainer.pop("callbacks", None) or []
+    if not config.checkpoints:
+        callbacks = [*callbacks, ModelCheckpoint(save_top_k=0)]
+    with TemporaryDirectory() as scratch:
+        root = config.output / "runs" / cell.key if config.checkpoints else Path(scratch)
+        engine = Engine(callbacks=callbacks, default_root_dir=root, **(TRAINER_DEFAULTS | trainer))
+        start = time.perf_counter()
+        engine.fit(components.model, datamodule=components.data)
+        fit_seconds = round(time.perf_counter() - start, 2)
+        measures = fuad_measures(components.model, components.data, progress=False)
+    # JSON has no NaN
+    return {name: None if math.isnan(value) else value for name, value in measures.items()}, fit_seconds
+
+
+def _environment() -> dict[str, str]:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return {
+        "anomalib": version("anomalib"),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "device": "cpu" if accelerator is None else accelerator.type,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _read_record(folder: Path, cell: Cell) -> dict[str, Any] | None:
+    path = folder / f"{cell.key}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _is_done(record: dict[str, Any] | None) -> bool:
+    return record is not None and record["status"] == "done"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write beside and rename: a killed run leaves the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _write_results(output: Path, cells: list[Cell], records: list[dict[str, Any] | None]) -> None:
+    rows = [
+        {
+            "data": cell.data,
+            "noise_ratio": cell.noise_ratio,
+            "model": cell.model,
+            "seed": cell.seed,
+            "status": record["status"],
+            **record.get("measures", {}),
+            "fit_seconds": record.get("fit_seconds"),
+            "wall_seconds": record["wall_seconds"],
+            "error": record.get("error"),
+            **record["environment"],
+            "key": record["key"],
+            "config": json.dumps(record["config"], sort_keys=True),
+        }
+        for cell, record in zip(cells, records, strict=True)
+        if record is not None
+    ]
+    results = pd.DataFrame(rows)
+    _write_atomically(output / "results.csv", results.to_csv(index=False))
+    _write_atomically(output / "report.md", write_report(results, n_cells=len(cells)))
+
+
+def _seconds_left(cells: list[Cell], records: list[dict[str, Any] | None], todo: list[int]) -> float:
+    """Sum up what each cell to come took before on the same data and model, or else the mean of all cells."""
+    known = [
+        (cell, record["wall_seconds"])
+        for cell, record in zip(cells, records, strict=True)
+        if record is not None and _is_done(record)
+    ]
+    if not known:
+        return math.nan if todo else 0.0
+
+    def estimate(cell: Cell) -> float:
+        same = [seconds for other, seconds in known if (other.data, other.model) == (cell.data, cell.model)]
+        taken = same or [seconds for _, seconds in known]
+        return sum(taken) / len(taken)
+
+    return sum(estimate(cells[i]) for i in todo)
+
+
+def _outcome(record: dict[str, Any]) -> str:
+    if record["status"] == "failed":
+        return f"FAILED, {record['error'].splitlines()[0][:200]}"
+    measures = {name: record["measures"].get(name) for name in ("image_AUROC", "image_AUROC_overlap", "noise_AP")}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in measures.items() if value is not None)
+    return f"{shown or 'nothing to measure'}, {_duration(record['wall_seconds'])}"
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
