@@ -1,0 +1,124 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest: a training split as a CSV file, so that a published split can be used again.
+
+Two columns, ``image_path`` (relative to the root of the data set, forward slashes, sorted) and ``is_noise`` (0 or 1);
+one row for each training image.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+COLUMNS = ["image_path", "is_noise"]
+FLAGS = {"0": False, "1": True, "false": False, "true": True}
+
+
+def write_manifest(path: str | Path, split: Mapping[str, bool]) -> None:
+    """Write a split, whole or not at all.
+
+    Args:
+        path: File to write. Its folder is made when missing; an older file is replaced.
+        split: Relative path of each training image, and whether the image is injected noise.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows((name, int(split[name])) for name in sorted(split))
+    draft.replace(path)
+
+
+def read_manifest(path: str | Path) -> dict[str, bool]:
+    """Read a split.
+
+    Args:
+        path: CSV file with the columns ``image_path`` and ``is_noise`` (0, 1, true or false).
+
+    Returns:
+        Relative path of each training image, and whether the image is injected noise.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not such a CSV file; the message names the file and the problem.
+    """
+    path = Path(path)
+    if not path.exists():
+        msg = f"manifest {path} does not exist"
+        raise FileNotFoundError(msg)
+    header, *rows = _read_rows(path) or [[]]
+    if header != COLUMNS:
+        _refuse(path, f"its first line has to be '{','.join(COLUMNS)}', found '{','.join(header)[:80]}'")
+    if not rows:
+        _refuse(path, "it lists no image")
+
+    split: dict[str, bool] = {}
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(COLUMNS):
+            _refuse(path, f"row {line} has {len(row)} values instead of {len(COLUMNS)}")
+        name, flag = row
+        if name in split:
+            _refuse(path, f"row {line} lists '{name}' a second time")
+        if flag.strip().lower() not in FLAGS:
+            _refuse(path, f"is_noise in row {line} has to be 0, 1, true or false, found '{flag}'")
+        split[name] = FLAGS[flag.strip().lower()]
+    return split
+
+
+def check_manifest(
+    path: str | Path,
+    split: Mapping[str, bool],
+    normal: Iterable[str],
+    test: Mapping[str, bool],
+    root: Path,
+) -> None:
+    """Check that a split read from a manifest is one of this data set.
+
+    Args:
+        path: The manifest, for the message.
+        split: What :func:`read_manifest` returned.
+        normal: Relative paths of the normal training images.
+        test: Relative path of each test image, and whether the image is anomalous.
+        root: Folder that the paths are relative to.
+
+    Raises:
+        ValueError: If an image is missing, belongs to another data set, or cannot play the part it is given.
+    """
+    normal = set(normal)
+    if not any(name in normal or name in test for name in split):
+        _refuse(path, f"none of its {len(split)} images is one of this data set ({root}): it was written for another")
+    for name, is_noise in sorted(split.items()):
+        if name not in normal and name not in test:
+            exists = (root / name).exists()
+            _refuse(path, f"'{name}' is " + (f"no image of this data set ({root})" if exists else f"missing in {root}"))
+        if is_noise and not test.get(name, False):
+            _refuse(path, f"'{name}' is marked as noise but is a normal image: only anomalous test images are injected")
+        if not is_noise and name not in normal:
+            _refuse(path, f"'{name}' is marked as normal (is_noise 0) but is a test image, not a normal training image")
+    if not normal.intersection(split):
+        _refuse(path, "it lists no normal training image")
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    try:
+        content = path.read_bytes()
+        if b"\0" in content:
+            _refuse(path, "it contains NUL bytes and is no text file")
+        return list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        msg = f"manifest {path}: it cannot be read as a CSV file ({error})"
+        raise ValueError(msg) from error
+
+
+def _refuse(path: str | Path, problem: str) -> NoReturn:
+    msg = f"manifest {path}: {problem}"
+    raise ValueError(msg)
