@@ -1,0 +1,29 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Datamodules whose training sets are not clean."""
+
+from anomalib_cdd.data.datamodules import (
+    BTechNoisy,
+    DatumaroNoisy,
+    FolderNoisy,
+    MPDDNoisy,
+    MVTecLOCONoisy,
+    MVTecNoisy,
+    VisaNoisy,
+)
+from anomalib_cdd.data.elpv import Elpv, ElpvDataset, ElpvNoisy
+from anomalib_cdd.data.noise import NoiseInjection
+
+__all__ = [
+    "BTechNoisy",
+    "DatumaroNoisy",
+    "Elpv",
+    "ElpvDataset",
+    "ElpvNoisy",
+    "FolderNoisy",
+    "MPDDNoisy",
+    "MVTecLOCONoisy",
+    "MVTecNoisy",
+    "NoiseInjection",
+    "VisaNoisy",
+]
