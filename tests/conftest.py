@@ -1,0 +1,150 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Small generated data sets in the layouts that anomalib reads: the same images in every run, nothing is downloaded.
+
+Each has 12 normal training images, 6 normal test images and 14 anomalous ones (8 scratches, 6 spots) with masks.
+They live as long as the session: copy one before changing it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SIZE = 64
+
+
+class Sample(NamedTuple):
+    image: Image.Image
+    mask: Image.Image
+
+
+def make_sample(number: int, kind: str = "good", size: int = SIZE) -> Sample:
+    """Woven grey texture with a white scratch or a black spot, and the mask of that defect."""
+    rng = np.random.default_rng([number, len(kind)])
+    rows, columns = np.mgrid[:size, :size]
+    texture = 120 + 30 * np.sin(rows / 3 + rng.uniform(0, 6)) + 30 * np.sin(columns / 4 + rng.uniform(0, 6))
+    pixels = np.stack([texture] * 3, axis=-1) + rng.normal(0, 5, (size, size, 3))
+    mask = np.zeros((size, size), dtype=bool)
+    row, column = rng.integers(size // 4, 3 * size // 4, 2)
+    if kind == "scratch":
+        mask = (abs(rows - row - (columns - column) // 2) < 3) & (abs(columns - column) < size // 4)
+        pixels[mask] = 250
+    elif kind == "spot":
+        mask = (rows - row) ** 2 + (columns - column) ** 2 < (size // 8) ** 2
+        pixels[mask] = 5
+    return Sample(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), Image.fromarray((mask * 255).astype(np.uint8)))
+
+
+def save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def make_tree(folder: Path, good: str = "good", mask: str = "ground_truth/{kind}/{number:03}_mask.png") -> None:
+    """Write ``train/<good>``, ``test/<good>``, ``test/<kind>`` and the masks of an MVTec-like category."""
+    for number in range(12):
+        save(make_sample(number).image, folder / "train" / good / f"{number:03}.png")
+    for number in range(6):
+        save(make_sample(100 + number).image, folder / "test" / good / f"{number:03}.png")
+    for kind, count in (("scratch", 8), ("spot", 6)):
+        for number in range(count):
+            sample = make_sample(200 + number, kind)
+            save(sample.image, folder / "test" / kind / f"{number:03}.png")
+            save(sample.mask, folder / mask.format(kind=kind, number=number))
+
+
+@pytest.fixture(scope="session")
+def mvtec_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of an MVTec AD layout with the one category ``bottle``, the default of anomalib's datamodule."""
+    root = tmp_path_factory.mktemp("MVTecAD")
+    make_tree(root / "bottle")
+    return root
+
+
+@pytest.fixture(scope="session")
+def mpdd_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of an MPDD layout with the one category ``bracket_black``."""
+    root = tmp_path_factory.mktemp("MPDD")
+    make_tree(root / "bracket_black")
+    return root
+
+
+@pytest.fixture(scope="session")
+def btech_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a BTech layout with the one category ``01``: normal is called ``ok``, masks have their image's name."""
+    root = tmp_path_factory.mktemp("BTech")
+    make_tree(root / "01", good="ok", mask="ground_truth/{kind}/{number:03}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def loco_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of an MVTec LOCO layout with the one category ``breakfast_box``: masks in a folder for each image."""
+    root = tmp_path_factory.mktemp("MVTec_LOCO")
+    folder = root / "breakfast_box"
+    make_tree(folder, mask="ground_truth/{kind}/{number:03}/000.png")
+    save(make_sample(300, "spot").mask, folder / "ground_truth" / "scratch" / "000" / "001.png")  # two masks, one image
+    for number in range(4):
+        save(make_sample(400 + number).image, folder / "validation" / "good" / f"{number:03}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def visa_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a VisA download with the one category ``capsules``, before the split is applied."""
+    root = tmp_path_factory.mktemp("visa")
+    rows = ["object,split,label,image,mask"]
+    counts = {("train", "good"): 12, ("test", "good"): 6, ("test", "scratch"): 8, ("test", "spot"): 6}
+    number = 0
+    for (split, kind), count in counts.items():
+        for _ in range(count):
+            sample = make_sample(number, kind)
+            label, folder = ("normal", "Normal") if kind == "good" else ("anomaly", "Anomaly")
+            image = f"capsules/Data/Images/{folder}/{number:03}.JPG"
+            mask = "" if kind == "good" else f"capsules/Data/Masks/Anomaly/{number:03}.png"
+            save(sample.image, root / image)
+            if mask:
+                save(sample.mask, root / mask)
+            rows.append(f"capsules,{split},{label},{image},{mask}")
+            number += 1
+    (root / "split_csv").mkdir()
+    (root / "split_csv" / "1cls.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def folder_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of one's own: ``good``, ``good_test``, ``defect`` and ``mask``."""
+    root = tmp_path_factory.mktemp("folder")
+    for number in range(12):
+        save(make_sample(number).image, root / "good" / f"{number:03}.png")
+    for number in range(6):
+        save(make_sample(100 + number).image, root / "good_test" / f"{number:03}.png")
+    for number in range(14):
+        sample = make_sample(200 + number, "scratch" if number < 8 else "spot")
+        save(sample.image, root / "defect" / f"{number:03}.png")
+        save(sample.mask, root / "mask" / f"{number:03}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def datumaro_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a Datumaro export: 18 normal and 14 anomalous images, no masks, no split."""
+    root = tmp_path_factory.mktemp("datumaro")
+    items = []
+    for number in range(32):
+        kind = "good" if number < 18 else "scratch" if number < 26 else "spot"
+        name = f"{number:03}.png"
+        save(make_sample(number, kind).image, root / "images" / "default" / name)
+        items.append({"image": {"path": name}, "annotations": [{"label_id": int(kind != "good")}]})
+    labels = [{"name": "Normal"}, {"name": "Anomalous"}]
+    (root / "annotations").mkdir()
+    content = {"categories": {"label": {"labels": labels}}, "items": items}
+    (root / "annotations" / "default.json").write_text(json.dumps(content))
+    return root
