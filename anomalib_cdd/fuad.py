@@ -5,7 +5,7 @@
 A cell trains one model once and measures it without and with overlap. Each finished cell is a JSON file named by the
 hash of its full configuration, so that a grid can be stopped, extended and resumed: what is finished never runs
 again, what failed is recorded and tried again next time. ``results.csv`` and ``report.md`` are written anew after
-each cell from the cells of the present grid.
+each cell from the cells of the present grid; what a cell prints goes to ``log.txt``.
 """
 
 import copy
@@ -18,6 +18,8 @@ import os
 import platform
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -29,32 +31,19 @@ from typing import Any
 import pandas as pd
 import torch
 from anomalib.callbacks import ModelCheckpoint
-from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
-from anomalib.models import AnomalibModule
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
-from lightning.pytorch import Trainer, seed_everything
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from lightning.pytorch import seed_everything
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from anomalib_cdd.components import ConfigError, build, resolve_data, resolve_model
 from anomalib_cdd.evaluation import fuad_measures
 from anomalib_cdd.report import write_report
 
-# A run keeps nothing but its measures, and no label takes part in training: there is no validation.
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "limit_val_batches": 0,
-    "num_sanity_val_steps": 0,
-}
-# What the grid itself sets in the init_args of an entry.
+# What the grid itself sets, and from which of its keys.
 SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "models": {"seed": "seeds"}}
-COMPONENTS = {"data": "data", "models": "model"}
-
-
-class GridError(ValueError):
-    """The grid's configuration is wrong; the message names the key."""
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,7 @@ def run(config: Namespace) -> int:
         How many cells failed.
 
     Raises:
-        GridError: If the configuration is wrong, before anything runs.
+        ConfigError: If the configuration is wrong, before anything runs.
     """
     cells = plan(config)
     folder = config.output / "cells"
@@ -121,11 +110,13 @@ def run(config: Namespace) -> int:
         for i, cell in enumerate(cells):
             print("to do " if i in todo else "done  ", cell)
         return 0
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     print(f"{len(cells)} cells, {len(cells) - len(todo)} finished before; results in {config.output.resolve()}")
     for count, i in enumerate(todo):
         print(f"[{len(cells) - len(todo) + count + 1}/{len(cells)}] {cells[i]}: ", end="", flush=True)
-        records[i] = record = _run_cell(cells[i], config)
+        with _output_to_file(config.output / "log.txt", str(cells[i])):
+            records[i] = record = _run_cell(cells[i], config)
         _write_atomically(folder / f"{cells[i].key}.json", json.dumps(record, indent=1))
         _write_results(config.output, cells, records)
         left = _seconds_left(cells, records, todo[count + 1 :])
@@ -140,19 +131,23 @@ def plan(config: Namespace) -> list[Cell]:
     """Check the whole configuration and return its cells, seed by seed.
 
     Raises:
-        GridError: Naming the entry and the key at fault.
+        ConfigError: Naming the entry and the key at fault.
     """
     for key in ("data", "models", "seeds", "noise_ratios"):
         if not getattr(config, key):
             msg = f"The grid's {key!r} is empty. Give at least one, see configs/fuad.yaml."
-            raise GridError(msg)
-    data = {name: _resolve("data", name, entry) for name, entry in config.data.items()}
-    models = {name: _resolve("models", name, entry) for name, entry in config.models.items()}
-    for name, entry in data.items():
-        _fill_data_root(entry, config.data_root, f"data.{name}")
+            raise ConfigError(msg)
+    data, models = {}, {}
+    for name, entry in config.data.items():
+        _refuse_set_by_grid("data", name, entry)
+        data[name] = resolve_data(f"data.{name}", entry)
+        _fill_data_root(data[name], config.data_root, f"data.{name}")
+    for name, entry in config.models.items():
+        _refuse_set_by_grid("models", name, entry)
+        models[name] = resolve_model(f"models.{name}", entry)
     cells = []
     for seed, name, ratio, model in product(config.seeds, data, config.noise_ratios, models):
-        cell_config = copy.deepcopy({**data[name], **models[model]})
+        cell_config = copy.deepcopy({"data": data[name], "model": models[model][0], "trainer": models[model][1]})
         cell_config["data"]["init_args"] |= {"noise_ratio": ratio, "noise_seed": seed}
         if "seed" in cell_config["model"]["init_args"]:
             cell_config["model"]["init_args"]["seed"] = seed
@@ -160,51 +155,11 @@ def plan(config: Namespace) -> list[Cell]:
     return cells
 
 
-def _resolve(kind: str, name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Check one entry with jsonargparse, as anomalib's CLI does, and return it with every default filled in."""
-    known = {"class_path", "init_args"} | ({"trainer"} if kind == "models" else set())
-    unknown = sorted(set(entry) - known)
-    if unknown or "class_path" not in entry:
-        msg = f"{kind}.{name}: {f'unknown key {unknown[0]!r}' if unknown else 'no class_path'}. Known: {sorted(known)}."
-        raise GridError(msg)
+def _refuse_set_by_grid(kind: str, name: str, entry: dict[str, Any]) -> None:
     for key, instead in SET_BY_GRID[kind].items():
-        if key in entry.get("init_args", {}):
+        if key in (entry.get("init_args") or {}):
             msg = f"{kind}.{name}.init_args.{key}: the grid sets it. Use the grid's own {instead!r}."
-            raise GridError(msg)
-    component = COMPONENTS[kind]
-    written: dict[str, Any] = {component: {key: entry[key] for key in entry if key != "trainer"}}
-    if "trainer" in entry:
-        written["trainer"] = entry["trainer"]
-    parser = _component_parser(component)
-    try:
-        parsed = parser.parse_object(written)
-    except ArgumentError as error:
-        msg = f"{kind}.{name}: {error}"
-        raise GridError(msg) from error
-    resolved = json.loads(parser.dump(parsed, format="json", skip_none=False, skip_validation=True))
-    init_args = resolved[component].setdefault("init_args", {})
-    if kind == "data":
-        if "noise_ratio" not in init_args:
-            msg = (
-                f"data.{name}: {entry['class_path']} takes no noise_ratio. Use its Noisy variant of anomalib_cdd.data."
-            )
-            raise GridError(msg)
-        if "val_split_mode" in init_args and "val_split_mode" not in entry.get("init_args", {}):
-            init_args["val_split_mode"] = "none"
-        return {"data": resolved["data"]}
-    # the trainer's own defaults are Lightning's business: only what is written counts
-    return {"model": resolved["model"], "trainer": {key: resolved["trainer"][key] for key in entry.get("trainer", {})}}
-
-
-def _component_parser(*components: str) -> ArgumentParser:
-    """Return a parser of a datamodule or of a model with its trainer, as anomalib's CLI sets them up."""
-    parser = ArgumentParser(exit_on_error=False)
-    if "data" in components:
-        parser.add_subclass_arguments(AnomalibDataModule, "data", fail_untyped=False, required=True)
-    if "model" in components:
-        parser.add_subclass_arguments(AnomalibModule, "model", fail_untyped=False, required=True)
-        parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True)
-    return parser
+            raise ConfigError(msg)
 
 
 def _fill_data_root(entry: dict[str, Any], data_root: str | None, name: str) -> dict[str, Any]:
@@ -213,7 +168,7 @@ def _fill_data_root(entry: dict[str, Any], data_root: str | None, name: str) -> 
         return OmegaConf.to_container(OmegaConf.create(variables | {"entry": entry}), resolve=True)["entry"]  # type: ignore[call-overload, index, return-value]
     except OmegaConfBaseException as error:
         msg = f"{name}: {str(error).splitlines()[0]}. Pass --data_root DIR."
-        raise GridError(msg) from error
+        raise ConfigError(msg) from error
 
 
 def _run_cell(cell: Cell, config: Namespace) -> dict[str, Any]:
@@ -240,20 +195,18 @@ def _run_cell(cell: Cell, config: Namespace) -> dict[str, Any]:
 
 def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float | None], float]:
     seed_everything(cell.seed, workers=True, verbose=False)
-    parser = _component_parser("data", "model")
-    written = _fill_data_root(cell.config, config.data_root, f"data.{cell.data}")
-    components = parser.instantiate_classes(parser.parse_object(written))
-    trainer = {key: components.trainer[key] for key in cell.config["trainer"]}
-    callbacks = trainer.pop("callbacks", None) or []
+    components = build(**_fill_data_root(cell.config, config.data_root, f"data.{cell.data}"))
+    trainer: dict[str, Any] = QUIET | components.trainer
+    callbacks = list(trainer.pop("callbacks", None) or [])
     if not config.checkpoints:
-        callbacks = [*callbacks, ModelCheckpoint(save_top_k=0)]
+        callbacks.append(ModelCheckpoint(save_top_k=0))
     with TemporaryDirectory() as scratch:
         root = config.output / "runs" / cell.key if config.checkpoints else Path(scratch)
-        engine = Engine(callbacks=callbacks, default_root_dir=root, **(TRAINER_DEFAULTS | trainer))
+        engine = Engine(callbacks=callbacks, default_root_dir=root, **trainer)
         start = time.perf_counter()
-        engine.fit(components.model, datamodule=components.data)
+        engine.fit(components.model, datamodule=components.datamodule)
         fit_seconds = round(time.perf_counter() - start, 2)
-        measures = fuad_measures(components.model, components.data, progress=False)
+        measures = fuad_measures(components.model, components.datamodule, progress=False)
     # JSON has no NaN
     return {name: None if math.isnan(value) else value for name, value in measures.items()}, fit_seconds
 
@@ -267,6 +220,15 @@ def _environment() -> dict[str, str]:
         "device": "cpu" if accelerator is None else accelerator.type,
         "threads": str(torch.get_num_threads()),
     }
+
+
+@contextmanager
+def _output_to_file(path: Path, title: str) -> Iterator[None]:
+    """Append what a cell prints, progress bars and warnings included, to a file: the screen has one line per cell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        print(f"==== {title}", flush=True)
+        yield
 
 
 def _read_record(folder: Path, cell: Cell) -> dict[str, Any] | None:
