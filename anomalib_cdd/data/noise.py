@@ -25,6 +25,7 @@ from anomalib_cdd.data.images import check_images
 from anomalib_cdd.data.manifest import check_manifest, read_manifest, write_manifest
 
 if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import EVAL_DATALOADERS
     from collections.abc import Iterable
 
     from anomalib.data import AnomalibDataset
@@ -232,6 +233,10 @@ class NoiseInjection(AnomalibDataModule):
         path = Path(trainer.default_root_dir) / "manifest.csv"
         if self.manifest is None or path.resolve() != Path(self.manifest).resolve():
             self.write_manifest(path)
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """Return the validation loader, or none at all with ``val_split_mode: none``, where anomalib's own fails."""
+        return super().val_dataloader() if hasattr(self, "val_data") else []
 
     def _setup(self, _stage: str | None = None) -> None:
         try:

@@ -176,10 +176,11 @@ class Cdd(AnomalibModule):
 
         # S_prev: the global student as the epoch finds it, frozen
         previous = copy.deepcopy(global_student).eval().requires_grad_(requires_grad=False)
-        count = domain_count(e, epochs, options.domains) if options.domain_construction and not warm_up else 1
-        confident = 0 if warm_up else confident_count(e, epochs, len(data), options.max_confident)
-        weight = 0.0 if warm_up else regularization_weight(e, epochs, options.regularization)
         across = options.pseudo_normal and not warm_up
+        guided = (options.confidence_guidance or options.confident_distillation) and not warm_up
+        count = domain_count(e, epochs, options.domains) if options.domain_construction and not warm_up else 1
+        confident = confident_count(e, epochs, len(data), options.max_confident) if guided else 0
+        weight = regularization_weight(e, epochs, options.regularization) if across else 0.0
 
         # lines 6 to 9: confidence by the previous student, domains around the confident images
         data.recall(previous, needed=across or bool(confident))

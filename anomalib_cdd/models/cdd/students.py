@@ -13,6 +13,7 @@ import torch
 from anomalib.models.components.backbone import get_decoder
 from anomalib.models.image.reverse_distillation.components import get_bottleneck_layer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anomalib_cdd.backbones import Level, Teacher
 
@@ -57,11 +58,14 @@ class Student(nn.Module):
             Levels of the same shapes.
         """
         levels = self.decoder(self.bottleneck(features))
-        # a side that the strides do not divide comes back a pixel or more too long
-        return [
-            level[..., : feature.shape[-2], : feature.shape[-1]]
-            for level, feature in zip(levels, features, strict=True)
-        ]
+        return [_fit(level, feature.shape[-2:]) for level, feature in zip(levels, features, strict=True)]
+
+
+def _fit(level: Tensor, size: torch.Size) -> Tensor:
+    """Resize a level whose side the strides do not divide: it comes back a little too long or too short."""
+    if level.shape[-2:] == size:
+        return level
+    return F.interpolate(level, size=size, mode="bilinear", align_corners=False)
 
 
 def build_student(teacher: Teacher, width: int = DEFAULT_WIDTH) -> Student:

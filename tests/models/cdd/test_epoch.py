@@ -1,0 +1,267 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The epoch against Algorithm 1: order and number of steps, what is trained, what is not, and on what."""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from anomalib.engine import Engine
+from torch import Tensor
+
+from anomalib_cdd import Cdd, MVTecNoisy
+from anomalib_cdd.models.cdd import lightning_model
+from anomalib_cdd.models.cdd.domains import epoch_generator
+from anomalib_cdd.models.cdd.loss import distance, unit
+from anomalib_cdd.models.cdd.training_set import TrainingSet
+
+ALL_OFF = {
+    "domain_construction": False,
+    "confidence_guidance": False,
+    "pseudo_normal": False,
+    "confident_distillation": False,
+    "regularization": 0.0,
+    "feature_noise": 0.0,
+}
+IMAGES = 15  # 12 normal, floor(0.25 * 12) = 3 injected
+
+
+class Recorder:
+    """Notes every optimiser step, and what the epoch looked like when it was taken."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[tuple[int, str, int]] = []
+        self.forks: list[dict[str, Any]] = []
+        self.domains: dict[int, Any] = {}
+        update, fork, partition = Cdd._update, Cdd._fork, lightning_model.partition
+
+        def record_update(model: Cdd, optimizer: Any, loss: Tensor, stage: str) -> None:
+            index = [opt.optimizer for opt in model._optimizers()].index(optimizer.optimizer)
+            self.steps.append((model.current_epoch, stage, index))
+            assert torch.isfinite(loss)
+            update(model, optimizer, loss, stage)
+
+        def record_fork(model: Cdd, k: int) -> Any:
+            student, optimizer = fork(model, k)
+            self.forks.append({
+                "epoch": model.current_epoch,
+                "student": copy.deepcopy(student.state_dict()),
+                "previous": copy.deepcopy(model.training_set._previous.state_dict()),
+                "moments": copy.deepcopy(optimizer.optimizer.state_dict()["state"]),
+                "global_moments": copy.deepcopy(model._optimizers()[0].optimizer.state_dict()["state"]),
+            })
+            return student, optimizer
+
+        def record_partition(*args: Any, **kwargs: Any) -> Any:
+            self.domains[len(self.domains)] = partition(*args, **kwargs)
+            return self.domains[len(self.domains) - 1]
+
+        monkeypatch.setattr(Cdd, "_update", record_update)
+        monkeypatch.setattr(Cdd, "_fork", record_fork)
+        monkeypatch.setattr(lightning_model, "partition", record_partition)
+
+
+def steps(samples: int, size: int = 4) -> int:
+    """Batches of a pass: a last one of a single image is dropped."""
+    return math.ceil(samples / size) - (samples % size == 1)
+
+
+def part_sizes(samples: int, count: int) -> list[int]:
+    return [samples // count + (k < samples % count) for k in range(count)]
+
+
+@pytest.mark.parametrize("visits", ["each", "once"])
+def test_steps_are_those_of_algorithm_1(
+    make_model: Callable[..., Cdd],
+    make_data: Callable[..., MVTecNoisy],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    visits: str,
+) -> None:
+    recorder = Recorder(monkeypatch)
+    engine = make_engine(max_epochs=4)
+    engine.fit(make_model(domains=(2, 3), confident_visits=visits), datamodule=make_data())
+    expected = []
+    for epoch, count in enumerate([2, 2, 3, 3]):
+        confident = math.floor(min(epoch / 4, 0.5) * IMAGES)
+        rest = part_sizes(IMAGES - confident, count)
+        for k, part in enumerate(rest):
+            expected += [(epoch, "domain", k + 1)] * steps(confident + part)
+        seen = confident * (count if visits == "each" else 1) + IMAGES - confident
+        expected += [(epoch, "global", 0)] * steps(seen)
+        expected += [(epoch, "confident", 0)] * (steps(confident) if confident > 1 else 0)
+    assert recorder.steps == expected
+    assert engine.trainer.global_step == len(expected)
+
+
+def test_domain_students_start_as_the_previous_student_in_parameters_and_buffers(
+    make_model: Callable[..., Cdd],
+    make_data: Callable[..., MVTecNoisy],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder = Recorder(monkeypatch)
+    model = make_model(domains=(2, 3))
+    start = copy.deepcopy(model.model.student.state_dict())
+    make_engine(max_epochs=2).fit(model, datamodule=make_data())
+    assert [fork["epoch"] for fork in recorder.forks] == [0, 0, 1, 1, 1]
+    for fork in recorder.forks:
+        assert fork["student"].keys() == fork["previous"].keys()
+        assert any("running_mean" in name for name in fork["student"])
+        for name, value in fork["student"].items():
+            assert torch.equal(value, fork["previous"][name]), name
+    assert all(torch.equal(start[name], recorder.forks[0]["previous"][name]) for name in start)
+    assert not all(torch.equal(start[name], recorder.forks[-1]["previous"][name]) for name in start)
+
+
+@pytest.mark.parametrize("choice", ["reset", "keep", "fork"])
+def test_moments_of_a_domain_student_at_its_fork(
+    make_model: Callable[..., Cdd],
+    make_data: Callable[..., MVTecNoisy],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    choice: str,
+) -> None:
+    recorder = Recorder(monkeypatch)
+    make_engine(max_epochs=2).fit(make_model(domains=(2,), domain_optimizer=choice), datamodule=make_data())
+    first, second = recorder.forks[0]["moments"], recorder.forks[2]
+    assert not first
+    if choice == "reset":
+        assert not second["moments"]
+    else:
+        same = [
+            torch.equal(second["moments"][i]["exp_avg"], second["global_moments"][i]["exp_avg"])
+            for i in second["moments"]
+        ]
+        assert same
+        assert all(same) if choice == "fork" else not all(same)
+
+
+def test_teacher_and_previous_student_never_change(
+    make_model: Callable[..., Cdd],
+    make_data: Callable[..., MVTecNoisy],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model(domains=(2, 3))
+    teacher = copy.deepcopy(model.model.teacher.state_dict())
+    previous: list[tuple[Any, dict[str, Tensor]]] = []
+    recall = TrainingSet.recall
+
+    def record(training_set: TrainingSet, student: Any, needed: bool) -> None:
+        assert not student.training
+        assert not any(parameter.requires_grad for parameter in student.parameters())
+        previous.append((student, copy.deepcopy(student.state_dict())))
+        recall(training_set, student, needed)
+
+    monkeypatch.setattr(TrainingSet, "recall", record)
+    make_engine(max_epochs=3).fit(model, datamodule=make_data())
+    assert len(previous) == 3
+    for student, before in previous:
+        assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert all(torch.equal(value, teacher[name]) for name, value in model.model.teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize("selection", ["consensual", "next", "all"])
+def test_targets_come_from_students_that_did_not_see_the_image(
+    make_model: Callable[..., Cdd],
+    make_data: Callable[..., MVTecNoisy],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    selection: str,
+    cache: str,
+) -> None:
+    recorder = Recorder(monkeypatch)
+    checked = Counter()
+    targets = TrainingSet.targets
+
+    def check(training_set: TrainingSet, students: Any, visits: Tensor, choice: str) -> Any:
+        answer = targets(training_set, students, visits, choice)
+        domains = recorder.domains[len(recorder.domains) - 1]
+        counts = Counter(visits[:, 0].tolist())
+        for image in domains.confident.tolist():
+            assert counts[image] == len(students)
+        for k, part in enumerate(domains.parts):
+            assert all(counts[image] == 1 for image in part.tolist())
+            assert {image for image, own in visits.tolist() if own == k} == set(domains.domain(k).tolist())
+        teacher = next(iter(training_set.teacher([visits[:, 0]])))
+        chosen = answer(visits, teacher)
+        for row, (_, own) in enumerate(visits.tolist()):
+            outputs = [unit([level[row : row + 1] for level in student(teacher)]) for student in students]
+            allowed = [outputs[h] for h in range(len(students)) if h != own]
+            if selection == "all":
+                allowed = [[sum(levels) / len(allowed) for levels in zip(*allowed, strict=True)]]
+            gaps = [
+                max((a[row] - b[0]).abs().max().item() for a, b in zip(chosen, option, strict=True))
+                for option in [*allowed, outputs[own]]
+            ]
+            # targets are kept in bf16
+            assert min(gaps[:-1]) < 2e-3 < gaps[-1]
+            checked[selection] += 1
+        return answer
+
+    monkeypatch.setattr(TrainingSet, "targets", check)
+    model = make_model(domains=(3,), selection=selection, cache=cache, learning_rate=0.05)
+    make_engine(max_epochs=2).fit(model, datamodule=make_data())
+    assert checked[selection] == 15 + (15 - 7) + 3 * 7
+
+
+def test_no_gradient_reaches_a_target(
+    make_model: Callable[..., Cdd],
+    make_data: Callable[..., MVTecNoisy],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = Counter()
+    for name in ("distance", "target_distance"):
+        original = getattr(lightning_model, name)
+
+        def guarded(target: Any, output: Any, original: Any = original, name: str = name) -> Tensor:
+            assert not any(level.requires_grad for level in target)
+            assert all(level.requires_grad for level in output)
+            seen[name] += 1
+            return original(target, output)
+
+        monkeypatch.setattr(lightning_model, name, guarded)
+    make_engine(max_epochs=2).fit(make_model(), datamodule=make_data())
+    assert seen["distance"] > 0
+    assert seen["target_distance"] > 0
+
+
+def test_all_off_is_reverse_distillation(
+    make_model: Callable[..., Cdd],
+    make_data: Callable[..., MVTecNoisy],
+    make_engine: Callable[..., Engine],
+) -> None:
+    epochs = 3
+    model = make_model(**ALL_OFF)
+    rival = copy.deepcopy(model.model)
+    data = make_data()
+    make_engine(max_epochs=epochs).fit(model, datamodule=data)
+
+    # RD4AD by hand: teacher features, flattened cosine distance, Adam
+    data.setup()
+    images = torch.cat([model.pre_processor.transform(item.image[None]) for item in data.train_data])
+    with torch.no_grad():
+        # the cache keeps the teacher's features in fp16; the order of a sum depends on the batch
+        parts = [[level.half().float() for level in rival.teacher(part)] for part in images.split(4)]
+    teacher = [torch.cat(levels) for levels in zip(*parts, strict=True)]
+    optimizer = torch.optim.Adam(rival.student.parameters(), lr=0.005, betas=(0.5, 0.999))
+    rival.train()
+    for epoch in range(epochs):
+        generator = epoch_generator(0, epoch)
+        order = torch.randperm(IMAGES, generator=generator)  # the one domain
+        order = order[torch.randperm(IMAGES, generator=generator)]
+        for batch in order.split(4):
+            levels = [level[batch] for level in teacher]
+            loss = distance(levels, rival.student(levels))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for name, value in rival.student.state_dict().items():
+        assert torch.allclose(value, model.model.student.state_dict()[name], atol=1e-4), name

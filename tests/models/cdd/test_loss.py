@@ -1,0 +1,102 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Distance, confidence and selection against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
+
+from anomalib_cdd.models.cdd.loss import (
+    candidate_weights,
+    confidence,
+    distance,
+    pseudo_normal,
+    similarity,
+    target_distance,
+    unit,
+)
+
+
+def level(*images: list[list[list[float]]]) -> torch.Tensor:
+    return torch.tensor(images)
+
+
+def test_distance_flattens_each_level_of_each_image() -> None:
+    # image 1: (1, 0, 0, 1) and (1, 0, 0, 0): cos = 1 / sqrt 2; image 2: equal up to scale, cos = 1
+    first = [level([[[1.0, 0.0], [0.0, 1.0]]], [[[1.0, 2.0], [3.0, 4.0]]]), level([[[3.0]]], [[[1.0]]])]
+    second = [level([[[1.0, 0.0], [0.0, 0.0]]], [[[2.0, 4.0], [6.0, 8.0]]]), level([[[-5.0]]], [[[7.0]]])]
+    # level 2: cos = -1 and 1
+    assert similarity(first, second).tolist() == pytest.approx([1 / math.sqrt(2) - 1, 2.0])
+    assert distance(first, second).item() == pytest.approx((1 - 1 / math.sqrt(2)) / 2 + (2 + 0) / 2)
+
+
+def test_distance_is_that_of_reverse_distillation() -> None:
+    torch.manual_seed(0)
+    teacher = [torch.randn(3, 4, 5, 6), torch.randn(3, 8, 2, 3)]
+    student = [torch.randn_like(part) for part in teacher]
+    assert distance(teacher, student).item() == pytest.approx(ReverseDistillationLoss()(teacher, student).item())
+
+
+def test_no_gradient_reaches_a_target() -> None:
+    target = [torch.randn(2, 3, 2, 2, requires_grad=True)]
+    output = [torch.randn(2, 3, 2, 2, requires_grad=True)]
+    (distance(target, output) + target_distance(target, output)).backward()
+    assert target[0].grad is None
+    assert output[0].grad is not None
+
+
+def test_confidence_is_per_pixel() -> None:
+    # two pixels of two channels: (1, 0) against (1, 1), cos 1 / sqrt 2; (0, 2) against (0, 1), cos 1
+    teacher = [level([[[1.0, 0.0]], [[0.0, 2.0]]])]
+    student = [level([[[1.0, 0.0]], [[1.0, 1.0]]])]
+    assert confidence(teacher, student).tolist() == pytest.approx([(1 / math.sqrt(2) + 1) / 2])
+    assert confidence(teacher * 3, teacher * 3).tolist() == pytest.approx([3.0])
+
+
+def test_consensual_takes_the_candidate_nearest_to_the_previous_student_per_image() -> None:
+    affinity = torch.tensor([[0.9, 0.5, 0.7], [0.9, 0.5, 0.7], [0.1, 0.2, 0.3], [0.9, 0.5, 0.7]])
+    own = torch.tensor([0, 1, 2, -1])
+    weights = candidate_weights(affinity, own, "consensual")
+    # the first image's nearest is its own student, who saw it: the next nearest serves
+    assert weights.argmax(dim=1).tolist() == [2, 0, 1, 0]
+    assert weights.sum(dim=1).tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("selection", ["consensual", "next", "all"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_student_that_saw_the_image_is_never_its_candidate(selection: str, count: int) -> None:
+    own = torch.arange(count).repeat(50)
+    affinity = torch.rand(len(own), count, generator=torch.Generator().manual_seed(0))
+    weights = candidate_weights(affinity, own, selection)
+    assert weights[torch.arange(len(own)), own].eq(0).all()
+    assert torch.allclose(weights.sum(dim=1), torch.ones(len(own)))
+
+
+def test_next_and_all() -> None:
+    affinity = torch.zeros(3, 3)
+    own = torch.tensor([0, 1, 2])
+    assert candidate_weights(affinity, own, "next").argmax(dim=1).tolist() == [1, 2, 0]
+    assert candidate_weights(affinity, own, "all")[0].tolist() == [0.0, 0.5, 0.5]
+    assert candidate_weights(affinity[:1], torch.tensor([-1]), "all")[0].tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_target_distance_is_the_mean_distance_to_every_candidate() -> None:
+    torch.manual_seed(0)
+    candidates = [[torch.randn(4, 3, 5, 5), torch.randn(4, 6, 2, 2)] for _ in range(3)]
+    output = [torch.randn(4, 3, 5, 5), torch.randn(4, 6, 2, 2)]
+    own = torch.full((4,), 1)
+    everyone = pseudo_normal(candidates, candidate_weights(torch.zeros(4, 3), own, "all"))
+    expected = (distance(candidates[0], output) + distance(candidates[2], output)) / 2
+    assert target_distance(everyone, output).item() == pytest.approx(expected.item(), abs=1e-6)
+    one = pseudo_normal(candidates, candidate_weights(torch.zeros(4, 3), own, "next"))
+    assert target_distance(one, output).item() == pytest.approx(distance(candidates[2], output).item(), abs=1e-6)
+    for chosen, candidate in zip(one, unit(candidates[2]), strict=True):
+        assert torch.allclose(chosen, candidate)
+
+
+def test_half_precision_is_computed_in_single() -> None:
+    big = [torch.full((1, 4, 8, 8), 300.0, dtype=torch.float16)]  # the sum of squares overflows fp16
+    assert similarity(big, big).item() == pytest.approx(1.0)
+    assert distance(big, [part.float() for part in big]).item() == pytest.approx(0.0, abs=1e-6)
