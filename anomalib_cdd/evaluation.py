@@ -122,6 +122,7 @@ def fuad_measures(
     model: AnomalibModule,
     datamodule: AnomalibDataModule,
     *,
+    ranking: pd.DataFrame | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
@@ -131,6 +132,7 @@ def fuad_measures(
         model: A trained anomalib model.
         datamodule: What it was trained on. Its ``injected_data``, if any, are the images injected into the training
             set, with their true labels and masks; ``train_data.samples.is_noise`` says which rows these are.
+        ranking: What :func:`training_ranking` returned, where that is known already.
         device: Where to compute. ``None`` takes the accelerator if there is one.
         progress: Whether to show progress bars.
 
@@ -144,7 +146,8 @@ def fuad_measures(
         ValueError: See :func:`score_dataset`.
     """
     clean, injected = _score_test_sets(model, datamodule, device, progress)
-    ranking = training_ranking(model, datamodule, device=device, progress=progress)
+    if ranking is None:
+        ranking = training_ranking(model, datamodule, device=device, progress=progress)
     no_overlap = _test_measures([clean])
     overlap = _test_measures([clean, injected]) if len(injected) else no_overlap
     measures = no_overlap | {f"{name}_overlap": value for name, value in overlap.items()}

@@ -1,0 +1,76 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m anomalib_cdd`` and ``anomalib-cdd``: anomalib's CLI with this package imported, and two subcommands.
+
+anomalib has no hook for plugins; importing this package before its CLI makes ``--model Cdd``, ``--data MVTecNoisy``
+and their place in ``benchmark`` work. ``demo`` and ``fuad`` are added to its subcommands.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from anomalib.cli import AnomalibCLI
+from anomalib.loggers import configure_logger
+
+import anomalib_cdd  # noqa: F401  # registers its classes with anomalib
+
+SUBCOMMANDS = {
+    "demo": "Train on solar cells with defective ones among them, and show what was learned.",
+    "fuad": "Compare models on training data that is not clean: models x data x noise ratios x seeds.",
+}
+
+
+class CddCLI(AnomalibCLI):
+    """anomalib's CLI with ``demo`` and ``fuad``."""
+
+    def _set_install_subcommand(self, action_subcommand: Any) -> None:
+        # the one place where anomalib hands over its subcommands while it builds them
+        super()._set_install_subcommand(action_subcommand)
+        from anomalib_cdd import demo, fuad
+
+        for name, module in (("demo", demo), ("fuad", fuad)):
+            self.subcommand_parsers[name] = module.get_parser()
+            action_subcommand.add_subcommand(name, self.subcommand_parsers[name], help=SUBCOMMANDS[name])
+
+    def demo(self) -> None:
+        """Run the demo; anomalib's CLI calls a subcommand that it does not know by its name."""
+        from anomalib_cdd import demo
+
+        with _plain_errors():
+            demo.run(self.config["demo"])
+
+    def fuad(self) -> None:
+        """Run the comparison grid, with exit status 1 if a cell failed."""
+        from anomalib_cdd import fuad
+
+        with _plain_errors():
+            failed = fuad.run(self.config["fuad"])
+        if failed:
+            sys.exit(1)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Show what the user can mend as one line."""
+    from anomalib_cdd.components import ConfigError
+
+    try:
+        yield
+    except (ConfigError, ModuleNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the program's name; those of the process by default.
+    """
+    configure_logger()
+    CddCLI(args=argv)
+
+
+if __name__ == "__main__":
+    main()
