@@ -25,10 +25,10 @@ from anomalib_cdd.data.images import check_images
 from anomalib_cdd.data.manifest import check_manifest, read_manifest, write_manifest
 
 if TYPE_CHECKING:
-    from lightning.pytorch.utilities.types import EVAL_DATALOADERS
     from collections.abc import Iterable
 
     from anomalib.data import AnomalibDataset
+    from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +242,10 @@ class NoiseInjection(AnomalibDataModule):
         try:
             super()._setup(_stage)  # type: ignore[safe-super]
         except ValueError as error:  # pandas', when masks are not as many as anomalous images
-            msg = f"{self.name} cannot be read: {error}. Does every anomalous test image have its ground truth mask?"
+            msg = (
+                f"{self.name} cannot be read: {error}. Does every anomalous test image have its ground truth mask, and "
+                "a file type that this data set takes (MVTec AD: .png only; any type: FolderNoisy)?"
+            )
             raise ValueError(msg) from error
         for subset in ("train_data", "val_data", "test_data"):
             if hasattr(self, subset):

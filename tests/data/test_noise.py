@@ -20,7 +20,7 @@ import pytest
 import torch
 from anomalib import TaskType
 from anomalib.data import MVTecAD
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_cdd.data import FolderNoisy, MVTecNoisy
@@ -266,6 +266,28 @@ def test_fit_leaves_its_manifest_with_the_results(mvtec_root, tmp_path):
     assert sum(split.values()) == 6
     assert len(split) == 18
     assert os.listdir(tmp_path / "results") == ["manifest.csv"]  # noqa: PTH208 - hidden files too
+
+
+def test_fit_without_validation(mvtec_root, tmp_path):
+    class Reader(LightningModule):
+        seen = 0
+
+        def training_step(self, batch):
+            self.seen += len(batch.image_path)
+
+        def validation_step(self, batch):
+            pytest.fail("there is nothing to validate on")
+
+        def configure_optimizers(self):
+            return None
+
+    data, model = noisy(mvtec_root), Reader()
+    trainer = Trainer(
+        max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False
+    )
+    trainer.fit(model, datamodule=data)
+    assert model.seen == 18
+    assert len(read_manifest(tmp_path / "manifest.csv")) == 18
 
 
 # --- names
