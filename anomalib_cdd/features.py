@@ -136,9 +136,14 @@ class FeatureCache:
             raise ValueError(msg)
         self._values[indices] = flat
 
-    def read(self, indices: Tensor, device: torch.device | str = "cpu") -> list[Tensor]:
-        """Return the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices`` in fp32."""
-        flat = self._values[indices].to(device).float()
+    def read(
+        self,
+        indices: Tensor,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> list[Tensor]:
+        """Return the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices``."""
+        flat = self._values[indices].to(device).to(dtype)
         return [
             level.view(-1, *shape) for level, shape in zip(flat.split(self._sizes, dim=1), self.shapes, strict=True)
         ]
@@ -160,6 +165,7 @@ class TeacherFeatures:
         loader: The training loader; its dataset, batch size, workers and collation are used, not its order.
         extract: Maps a collated batch to the teacher's levels, ``per_image`` samples for each image.
         device: Where the levels are wanted.
+        dtype: In which precision.
 
     Attributes:
         cache: What was read once, or ``None`` where every pass reads the images again.
@@ -170,6 +176,7 @@ class TeacherFeatures:
         loader: DataLoader,
         extract: Callable[[Any], list[Tensor]],
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dataset: Dataset = loader.dataset
         self.batch_size = loader.batch_size or 1
@@ -178,6 +185,7 @@ class TeacherFeatures:
         self._loader = loader
         self._extract = extract
         self._device = device
+        self._dtype = dtype
         self.shapes = self._probe()
 
     def __len__(self) -> int:
@@ -199,10 +207,10 @@ class TeacherFeatures:
         self.cache = cache
 
     def iterate(self, batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Yield the levels ``(B, C_l, H_l, W_l)`` of each batch of sample indices, in fp32."""
+        """Yield the levels ``(B, C_l, H_l, W_l)`` of each batch of sample indices."""
         if self.cache is not None:
             for indices in batches:
-                yield self.cache.read(indices, self._device)
+                yield self.cache.read(indices, self._device, self._dtype)
         elif self.per_image == 1:
             yield from self._read_images(batches)
         else:

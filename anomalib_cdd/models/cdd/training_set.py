@@ -56,7 +56,7 @@ class TrainingSet:
         """Read the trainer's training data."""
         loader = training_loader(trainer)
         options = model.hparams
-        features = TeacherFeatures(loader, lambda batch: extract(model, batch), model.device)
+        features = TeacherFeatures(loader, lambda batch: extract(model, batch), model.device, model.dtype)
         random = [
             name
             for name, transform in (
@@ -113,7 +113,7 @@ class TrainingSet:
     def recalled(self, indices: Tensor, teacher: Levels) -> Levels:
         """Return the previous student's levels of samples whose teacher levels are at hand."""
         if self._recalled is not None:
-            return self._recalled.read(indices, teacher[0].device)
+            return self._recalled.read(indices, teacher[0].device, teacher[0].dtype)
         with no_fp16():
             return self._previous(teacher)  # type: ignore[misc]
 

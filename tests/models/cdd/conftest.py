@@ -21,7 +21,7 @@ def small_pre_processor() -> PreProcessor:
     return PreProcessor(Compose([Resize(SIZE, antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., Cdd]:
     def make(**options: Any) -> Cdd:
         seed_everything(0, verbose=False)
@@ -31,7 +31,7 @@ def make_model() -> Callable[..., Cdd]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_data(mvtec_root: Path) -> Callable[..., MVTecNoisy]:
     def make(**options: Any) -> MVTecNoisy:
         defaults = {"root": mvtec_root, "category": "bottle", "noise_ratio": 0.25, "val_split_mode": "none"}

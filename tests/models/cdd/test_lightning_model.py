@@ -1,0 +1,526 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""anomalib's life cycle: fit, resume, load, export, predict; and what training looks like from the outside."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.callbacks.tiler_configuration import TilerConfigurationCallback
+from anomalib.data import PredictDataset
+from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
+from anomalib.engine import Engine
+from anomalib.models import get_model, list_models
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Resize
+
+import anomalib_cdd
+from anomalib_cdd import Cdd, MVTecNoisy
+from anomalib_cdd.features import FeatureCache, TeacherFeatures
+
+# OpenVINO computes in bf16 where the processor can
+SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
+
+Model = Callable[..., Cdd]
+Data = Callable[..., MVTecNoisy]
+Engines = Callable[..., Engine]
+
+
+def scores(model: Cdd, data: MVTecNoisy) -> tuple[np.ndarray, np.ndarray]:
+    """Raw scores and labels of the test set."""
+    data.setup()
+    model.eval()
+    items = [data.test_data[i] for i in range(len(data.test_data))]
+    with torch.no_grad():
+        images = torch.cat([model.pre_processor.transform(item.image[None]) for item in items])
+        return model.model(images).pred_score.numpy(), np.array([int(item.gt_label) for item in items])
+
+
+def state(model: Cdd) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if name.startswith("model.")}
+
+
+def test_training_separates_a_planted_defect_and_an_untrained_model_does_not(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+) -> None:
+    data = make_data()
+    model = make_model(backbone=anomalib_cdd.backbones.PYPI_TEACHER, pre_trained=True, student_width=16)
+    before, labels = scores(model, data)
+    make_engine(max_epochs=30).fit(model, datamodule=data)
+    after, _ = scores(model, data)
+    assert roc_auc_score(labels, before) < 0.8
+    assert roc_auc_score(labels, after) > 0.9
+
+
+def test_scores_and_maps_lie_between_0_and_1(make_model: Model) -> None:
+    for backbone in ("test_resnet", "test_convnext"):
+        model = make_model(backbone=backbone).eval()
+        batch = model.model(torch.randn(3, 3, 64, 64) * 3)
+        assert batch.pred_score.shape == (3,)
+        assert batch.anomaly_map.shape == (3, 1, 64, 64)
+        assert batch.anomaly_map.min() >= 0
+        assert batch.anomaly_map.max() <= 1
+        assert torch.allclose(batch.pred_score, batch.anomaly_map.amax(dim=(1, 2, 3)))
+
+
+RUN = """
+import sys
+from pathlib import Path
+from anomalib.engine import Engine
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import seed_everything
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+from anomalib_cdd import Cdd, MVTecNoisy
+import torch
+
+root, results, optimizer, ckpt = sys.argv[1:5]
+torch.set_num_threads(1)
+seed_everything(0)
+model = Cdd(backbone="test_resnet", pre_trained=False, student_width=8, visualizer=False, domain_optimizer=optimizer,
+            pre_processor=PreProcessor(Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])))
+data = MVTecNoisy(root=root, noise_ratio=0.25, val_split_mode="none", train_batch_size=4, num_workers=0)
+update = model._update
+def told(*args):
+    print("step", model.current_epoch, flush=True)
+    update(*args)
+model._update = told
+engine = Engine(max_epochs=5, logger=False, accelerator="cpu", default_root_dir=results, enable_progress_bar=False)
+engine.fit(model, datamodule=data, ckpt_path=ckpt if ckpt != "none" else None)
+torch.save(model.state_dict(), Path(results) / "final.pt")
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["reset", "keep"])
+def test_killed_and_resumed_ends_where_an_uninterrupted_run_ends(
+    tmp_path: Path,
+    mvtec_root: Path,
+    make_model: Model,
+    make_data: Data,
+    optimizer: str,
+) -> None:
+    def run(name: str, ckpt: str = "none") -> list[str]:
+        return [sys.executable, "-c", RUN, str(mvtec_root), str(tmp_path / name), optimizer, ckpt]
+
+    whole = subprocess.run(run("whole"), check=True, capture_output=True, text=True)
+    assert "step 4" in whole.stdout
+
+    process = subprocess.Popen(run("killed"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    seen = 0
+    for line in process.stdout:
+        seen += line.startswith("step 3")
+        if seen == 4:  # in the middle of the fourth epoch
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    checkpoint = next((tmp_path / "killed").rglob("*.ckpt"))
+    resumed = subprocess.run(run("resumed", str(checkpoint)), check=True, capture_output=True, text=True)
+    assert {line for line in resumed.stdout.splitlines() if line.startswith("step")} == {"step 3", "step 4"}
+
+    results = []
+    for name in ("whole", "resumed"):
+        model = make_model()
+        model.load_state_dict(torch.load(tmp_path / name / "final.pt", weights_only=True))
+        results.append(scores(model, make_data())[0])
+    assert np.abs(results[0] - results[1]).max() < 1e-5
+    assert results[0].std() > 1e-4
+
+
+def test_checkpoint_loads_with_weights_only_and_fetches_nothing(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, data, engine = make_model(domains=[2]), make_data(), make_engine(1)
+    engine.fit(model, datamodule=data)
+    expected = scores(model, data)[0]
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        pytest.fail("weights were fetched")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", refuse)
+    loaded = Cdd.load_from_checkpoint(engine.trainer.checkpoint_callback.best_model_path, weights_only=True)
+    assert np.allclose(scores(loaded, data)[0], expected, atol=1e-6)
+    assert loaded.hparams.domains == (2,)
+
+
+def test_domain_students_leave_no_trace_in_checkpoints(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+) -> None:
+    sizes = {}
+    for choice in ("reset", "keep"):
+        engine = make_engine(1)
+        engine.fit(make_model(domain_optimizer=choice), datamodule=make_data())
+        path = engine.trainer.checkpoint_callback.best_model_path
+        checkpoint = torch.load(path, weights_only=True)
+        assert all(name.startswith(("model.", "post_processor.", "pre_processor.")) for name in checkpoint["state_dict"])
+        sizes[choice] = [len(moments["state"]) for moments in checkpoint["optimizer_states"]]
+    assert sizes["reset"][0] > 0
+    assert sizes["reset"][1:] == [0, 0, 0]
+    assert sizes["keep"][1] == sizes["keep"][0]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    make_model: Model,
+    make_data: Data,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Cdd, Engine, MVTecNoisy]:
+    model, data = make_model(), make_data(val_split_mode="same_as_test")
+    root = tmp_path_factory.mktemp("trained")
+    engine = Engine(max_epochs=3, logger=False, accelerator="cpu", default_root_dir=root, enable_progress_bar=False)
+    engine.fit(model, datamodule=data)
+    return model, engine, data
+
+
+def lightning_predictions(trained: tuple[Cdd, Engine, MVTecNoisy]) -> dict[str, float]:
+    model, engine, data = trained
+    batches = engine.predict(model, dataset=PredictDataset(data.root / "bottle" / "test"))
+    return {path: float(score) for batch in batches for path, score in zip(batch.image_path, batch.pred_score, strict=True)}
+
+
+def test_torch_export_scores_as_lightning_does(
+    trained: tuple[Cdd, Engine, MVTecNoisy],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, engine, _ = trained
+    expected = lightning_predictions(trained)
+    path = engine.export(model, ExportType.TORCH, export_root=tmp_path)
+    assert path.stat().st_size < 4 * sum(value.nbytes for value in model.state_dict().values())
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    inferencer = TorchInferencer(path, device="cpu")
+    for image, score in expected.items():
+        assert inferencer.predict(image).pred_score.item() == pytest.approx(score, abs=1e-3)
+    assert len({round(score, 4) for score in expected.values()}) > 5
+
+
+@pytest.mark.parametrize("kind", [ExportType.ONNX, ExportType.OPENVINO])
+def test_onnx_and_openvino_exports_score_as_lightning_does(
+    trained: tuple[Cdd, Engine, MVTecNoisy],
+    tmp_path: Path,
+    kind: ExportType,
+) -> None:
+    model, engine, _ = trained
+    expected = lightning_predictions(trained)
+    path = engine.export(model, kind, export_root=tmp_path)
+    inferencer = OpenVINOInferencer(path, device="CPU", config=SINGLE_PRECISION)
+    for image, score in expected.items():
+        assert float(inferencer.predict(image).pred_score.squeeze()) == pytest.approx(score, abs=1e-3)
+
+
+def test_export_has_dynamic_sides(trained: tuple[Cdd, Engine, MVTecNoisy], tmp_path: Path) -> None:
+    path = trained[1].export(trained[0], ExportType.ONNX, export_root=tmp_path)
+    inferencer = OpenVINOInferencer(path, device="CPU", config=SINGLE_PRECISION)
+    for height, width in ((64, 64), (100, 140)):
+        with Image.open(trained[2].root / "bottle" / "test" / "scratch" / "000.png") as photo:
+            image = np.array(photo.resize((width, height)), dtype=np.float32) / 255
+        with torch.no_grad():
+            expected = trained[0].eval()(torch.from_numpy(image).permute(2, 0, 1)[None]).pred_score.item()
+        assert 0 < expected < 1
+        # the exported graph resizes without antialiasing, as anomalib's own exports do
+        assert float(inferencer.predict(image).pred_score.squeeze()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_five_images_two_a_batch_one_epoch(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    tmp_path: Path,
+) -> None:
+    """What anomalib's own integration test does with every model it lists."""
+    data = make_data(max_normal=4, train_batch_size=2, val_split_mode="same_as_test")
+    model, engine = make_model(), make_engine(1)
+    engine.fit(model, datamodule=data)
+    assert len(data.train_data) == 5
+    engine.test(model, datamodule=data)
+    checkpoint = engine.trainer.checkpoint_callback.best_model_path
+    make_engine(1).train(make_model(), datamodule=data, ckpt_path=checkpoint)
+    engine.validate(model, datamodule=data)
+    assert engine.predict(model, datamodule=data, ckpt_path=checkpoint)
+    for kind in (ExportType.TORCH, ExportType.ONNX, ExportType.OPENVINO):
+        assert engine.export(make_model(), kind, export_root=tmp_path, ckpt_path=checkpoint).exists()
+
+
+def test_anomalib_knows_the_model_by_name() -> None:
+    assert "cdd" in list_models()
+    for name in ("cdd", "Cdd"):
+        assert isinstance(get_model(name, backbone="test_resnet", pre_trained=False), Cdd)
+    for path in ("Cdd", "anomalib_cdd.Cdd", "anomalib.models.Cdd"):
+        model = get_model({"class_path": path, "init_args": {"backbone": "test_resnet", "pre_trained": False}})
+        assert isinstance(model, Cdd)
+
+
+def test_omegaconf_lists_become_plain_data(make_data: Data, make_engine: Engines) -> None:
+    options = {"backbone": "test_resnet", "pre_trained": False, "layers": ["layer2", "layer3"], "domains": [2]}
+    model = get_model({"class_path": "Cdd", "init_args": options})
+    assert model.hparams.layers == ("layer2", "layer3")
+    engine = make_engine(1)
+    engine.fit(model, datamodule=make_data())
+    torch.load(engine.trainer.checkpoint_callback.best_model_path, weights_only=True)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+def test_lower_precision_trains_to_about_the_same(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    precision: str,
+) -> None:
+    losses = {}
+    for choice in ("32-true", precision):
+        engine = make_engine(2, precision=choice)
+        engine.fit(make_model(), datamodule=make_data())
+        losses[choice] = engine.trainer.callback_metrics["train_loss_global"].item()
+    assert losses[precision] == pytest.approx(losses["32-true"], rel=0.2)
+
+
+def test_gradients_are_clipped(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    norms: list[float] = []
+    step = torch.optim.Adam.step
+
+    def watch(optimizer: torch.optim.Adam, closure: Callable | None = None) -> None:
+        def watched() -> None:
+            closure()
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+
+        step(optimizer, watched)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watch)
+    largest = []
+    for limit in (None, 0.05):
+        norms.clear()
+        make_engine(1).fit(make_model(gradient_clip_val=limit), datamodule=make_data())
+        largest.append(max(norms))
+    assert largest[0] > 0.06
+    assert largest[1] <= 0.0501
+
+
+def test_progress_moves_within_the_epoch_and_everything_is_logged(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    tmp_path: Path,
+) -> None:
+    seen: list[int] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: object, *args: object) -> None:
+            seen.append(trainer.global_step)  # type: ignore[attr-defined]
+
+    engine = make_engine(4, callbacks=[Watch()], logger=CSVLogger(tmp_path, name="log"))
+    engine.fit(make_model(domains=(2, 3)), datamodule=make_data())
+    steps = np.diff([0, *seen])
+    assert len(steps) == 16
+    assert (steps > 0).all()
+    with (tmp_path / "log" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    by_epoch = {int(row["epoch"]): row for row in rows}
+    assert [float(by_epoch[e]["epoch_K"]) for e in range(4)] == [2, 2, 3, 3]
+    assert [float(by_epoch[e]["epoch_confident"]) for e in range(4)] == [0, 3, 7, 7]
+    assert float(by_epoch[2]["epoch_regularization"]) == 0.5
+    assert float(by_epoch[1]["epoch_r"]) == pytest.approx(3 / 15)
+    for row in by_epoch.values():
+        assert float(row["train_loss_domain"]) > 0
+        assert float(row["train_loss_global"]) > 0
+    assert float(by_epoch[3]["train_loss_confident"]) > 0
+
+
+def test_the_papers_epochs_are_the_default_and_an_explicit_number_wins(make_model: Model, make_data: Data) -> None:
+    class Stop(Callback):
+        epochs = 0
+
+        def on_fit_start(self, trainer: object, *args: object) -> None:
+            Stop.epochs = trainer.max_epochs  # type: ignore[attr-defined]
+            raise InterruptedError
+
+    for given, expected in ((None, 200), (1000, 1000), (3, 3)):
+        options = {} if given is None else {"max_epochs": given}
+        engine = Engine(logger=False, accelerator="cpu", callbacks=[Stop()], **options)
+        with pytest.raises(InterruptedError):
+            engine.fit(make_model(), datamodule=make_data())
+        assert Stop.epochs == expected
+
+
+def test_images_are_decoded_once(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = make_data()
+    data.setup()
+    reads: list[int] = []
+    dataset = type(data.train_data)
+    get = dataset.__getitem__
+    monkeypatch.setattr(dataset, "__getitem__", lambda self, index: reads.append(index) or get(self, index))
+    make_engine(3).fit(make_model(), datamodule=data)
+    assert len(reads) == 15 + 1  # one more to see the shapes
+    reads.clear()
+    make_engine(2).fit(make_model(cache="off"), datamodule=data)
+    assert len(reads) > 2 * 15 * 3
+
+
+def test_the_datamodule_is_left_as_it_was(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    data = make_data()
+    make_engine(1).fit(make_model(), datamodule=data)
+    assert next(iter(data.train_dataloader())).image.shape[-2:] == (64, 64)
+
+
+def test_random_augmentations_turn_the_cache_off(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    filled: list[bool] = []
+    fill = TeacherFeatures.fill
+    monkeypatch.setattr(TeacherFeatures, "fill", lambda self, budget: filled.append(True) or fill(self, budget))
+    random = Compose([RandomHorizontalFlip(), Resize((64, 64))])
+    with caplog.at_level("WARNING"):
+        make_engine(2).fit(make_model(), datamodule=make_data(train_augmentations=random))
+    assert not filled
+    assert "training augmentations may be random" in caplog.text
+    make_engine(1).fit(make_model(), datamodule=make_data(train_augmentations=Resize((64, 64))))
+    assert filled
+
+
+def test_cache_in_memory_on_disk_and_off_train_the_same(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    tmp_path: Path,
+) -> None:
+    states = {}
+    for name, options in {
+        "memory": {},
+        "disk": {"cache_memory_gb": 0, "cache_dir": str(tmp_path / "cache")},
+        "off": {"cache": "off"},
+    }.items():
+        model = make_model(**options, learning_rate=1e-4)
+        make_engine(2).fit(model, datamodule=make_data())
+        states[name] = state(model)
+    assert all(torch.equal(value, states["disk"][name]) for name, value in states["memory"].items())
+    for name, value in states["memory"].items():
+        # fp16 and bf16 caches against none
+        assert torch.allclose(value.float(), states["off"][name].float(), atol=5e-3), name
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_tiles_are_images_of_their_own(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    sizes: list[int] = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer: object, pl_module: Cdd) -> None:
+            sizes.append(len(pl_module.training_set))
+
+    for cache in ("auto", "off"):
+        model = make_model(cache=cache, domains=(2,))
+        tiler = TilerConfigurationCallback(enable=True, tile_size=32, stride=32)
+        engine = make_engine(2, callbacks=[tiler, Watch()])
+        data = make_data()
+        engine.fit(model, datamodule=data)
+        [batch, *_] = engine.predict(model, datamodule=data)
+        assert batch.anomaly_map.shape[-2:] == (64, 64)
+    assert sizes == [15 * 4] * 2
+
+
+def test_visualiser_writes_its_images(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    tmp_path: Path,
+) -> None:
+    model, data, engine = make_model(visualizer=True), make_data(), make_engine(1)
+    engine.fit(model, datamodule=data)
+    engine.test(model, datamodule=data)
+    assert len(list((tmp_path / "results").rglob("images/**/*.png"))) == len(data.test_data)
+
+
+def test_warm_up_is_reverse_distillation(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    off = dict.fromkeys(("domain_construction", "confidence_guidance", "pseudo_normal", "confident_distillation"), False)
+    states = []
+    for options in ({"warmup_epochs": 2}, {**off, "regularization": 0.0, "feature_noise": 0.0}):
+        model = make_model(**options)
+        make_engine(2).fit(model, datamodule=make_data())
+        states.append(state(model))
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_memory_comes_back_after_a_fit(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    model = make_model()
+    make_engine(1).fit(model, datamodule=make_data())
+    assert model._training_set is None
+    assert model._domain_students == []
+    with pytest.raises(RuntimeError, match="outside a fit"):
+        _ = model.training_set
+
+
+def test_keyboard_interrupt_within_an_epoch_keeps_the_last_checkpoint(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    update = Cdd._update
+
+    def interrupt(model: Cdd, *args: object) -> None:
+        if model.current_epoch == 1:
+            raise KeyboardInterrupt
+        update(model, *args)
+
+    monkeypatch.setattr(Cdd, "_update", interrupt)
+    cache = tmp_path / "cache"
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        make_engine(3).fit(make_model(cache_memory_gb=0, cache_dir=str(cache)), datamodule=make_data())
+    checkpoint = next((tmp_path / "results").rglob("*.ckpt"))
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
+    monkeypatch.setattr(Cdd, "_update", update)
+    engine = make_engine(3)
+    engine.fit(make_model(), datamodule=make_data(), ckpt_path=checkpoint)
+    assert engine.trainer.current_epoch == 3
+
+
+def test_cache_reads_what_was_written(tmp_path: Path) -> None:
+    for file in (None, tmp_path / "cache.bin"):
+        if file is not None:
+            file.touch()
+        cache = FeatureCache(5, [(2, 3, 4), (7, 1, 1)], torch.bfloat16, file=file)
+        levels = [torch.randn(2, 2, 3, 4), torch.randn(2, 7, 1, 1)]
+        cache.write(torch.tensor([4, 1]), levels)
+        first, second = cache.read(torch.tensor([1, 4]))
+        assert torch.equal(first, levels[0].flip(0).bfloat16().float())
+        assert torch.equal(second, levels[1].flip(0).bfloat16().float())
+        with pytest.raises(ValueError, match="not finite in bfloat16"):
+            cache.write(torch.tensor([0, 1]), [levels[0] * torch.inf, levels[1]])
+
+
+def test_importing_costs_little_beyond_anomalib() -> None:
+    code = "import time, anomalib.models, anomalib.data; t = time.perf_counter(); import anomalib_cdd; print(time.perf_counter() - t)"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert float(result.stdout) < 0.5 * (time.perf_counter() - started)
