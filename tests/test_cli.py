@@ -1,0 +1,81 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line is anomalib's, knows this package's names, and has two subcommands more."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from anomalib.data import get_datamodule
+from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
+from anomalib.utils.config import flatten_dict
+
+from anomalib_cdd.__main__ import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def run(capsys: pytest.CaptureFixture, *argv: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(argv))
+    captured = capsys.readouterr()
+    code = exit_.value.code
+    return (code or 0, captured.out + captured.err) if not isinstance(code, str) else (1, code)
+
+
+def test_help_lists_anomalibs_subcommands_and_ours(capsys: pytest.CaptureFixture) -> None:
+    code, text = run(capsys, "--help")
+    assert code == 0
+    for name in ("train", "test", "predict", "export", "benchmark", "demo", "fuad"):
+        assert f"    {name} " in text
+
+
+@pytest.mark.parametrize("name", ["demo", "fuad"])
+def test_help_of_our_subcommands(capsys: pytest.CaptureFixture, name: str) -> None:
+    code, text = run(capsys, name, "--help")
+    assert code == 0
+    assert "--output" in text
+    assert "--models" in text
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("paper_mvtec", 0.1), ("paper_visa", 0.05)])
+def test_papers_settings_parse(capsys: pytest.CaptureFixture, name: str, ratio: float) -> None:
+    code, text = run(capsys, "train", "--config", str(CONFIGS / f"{name}.yaml"), "--print_config")
+    assert code == 0
+    config = yaml.safe_load(text[text.index("seed_everything") :])
+    assert config["model"]["class_path"] == "anomalib_cdd.Cdd"
+    assert config["model"]["init_args"]["learning_rate"] == 0.005
+    assert config["data"]["init_args"]["noise_ratio"] == ratio
+    assert config["trainer"]["max_epochs"] == 200
+
+
+def test_names_are_known_in_either_order(capsys: pytest.CaptureFixture) -> None:
+    code, text = run(capsys, "train", "--data", "MVTecNoisy", "--model", "Cdd", "--print_config")
+    assert code == 0
+    assert re.search(r"class_path: [\w.]*\.Cdd\n", text)
+    assert re.search(r"class_path: [\w.]*\.MVTecNoisy\n", text)
+
+
+def test_a_wrong_grid_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
+    code, text = run(capsys, "fuad", "--models", '{"x": {"class_path": "Padim"}}', "--data", '{"a": {}}')
+    assert code == 1
+    assert text == "error: data.a: no class_path. Known: ['class_path', 'init_args']."
+
+
+def test_the_grid_runs_from_the_command_line(mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    main([
+        "fuad", "--config", str(CONFIGS / "fuad.yaml"), "--data_root", str(mvtec_root), "--output", str(tmp_path),
+        "--seeds", "[0]", "--dry-run",
+    ])  # fmt: skip
+    assert capsys.readouterr().out.count("to do") == 5
+
+
+@pytest.mark.parametrize("name", ["benchmark", "benchmark_wrn50"])
+def test_benchmarks_make_one_table(name: str) -> None:
+    """anomalib collects rows by the columns of the first one: every job must have the same."""
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    jobs = list(get_iterator_from_grid_dict(config["benchmark"]))
+    assert len(jobs) == {"benchmark": 6, "benchmark_wrn50": 9}[name]
+    assert len({tuple(sorted(flatten_dict(job))) for job in jobs}) == 1
+    assert get_datamodule(jobs[-1]["data"]).noise_seed == 2
