@@ -210,7 +210,10 @@ class Cdd(AnomalibModule):
         targets = data.targets(students, visits, options.selection) if across else None
         for batch, teacher in zip(visit_batches, data.teacher([visit[:, 0] for visit in visit_batches]), strict=True):
             output = global_student(self._perturb(teacher, 0.0 if warm_up else options.feature_noise, generator))
-            loss = distance(teacher, output) if targets is None else target_distance(targets(batch, teacher), output)
+            if targets is None:
+                loss = distance(teacher, output)
+            else:
+                loss = target_distance(targets(batch, teacher), output, options.selection)
             self._update(global_optimizer, loss, "global")
             yield
 

@@ -7,7 +7,7 @@ whatever the precision of the networks.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,16 +19,60 @@ Selection = Literal["consensual", "next", "all"]
 EPSILON = 1e-8
 
 
+class _Cosine(torch.autograd.Function):
+    """Cosine of flattened levels, with the gradient of the second only.
+
+    Two passes over the levels where autograd makes a dozen: a level has up to a million values an image, and on a
+    processor the loss costs as much as the student otherwise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, output: Tensor) -> Tensor:  # noqa: ANN401  # autograd's context
+        """Return the cosine of each image, shape ``(B,)``."""
+        flat_target, flat_output = target.flatten(1).float(), output.flatten(1).float()
+        squared = flat_output.norm(dim=1).square()
+        norms = flat_target.norm(dim=1) * squared.sqrt()
+        inverse = 1 / norms.clamp_min(EPSILON)
+        cosine = _dot(flat_target, flat_output) * inverse
+        ctx.save_for_backward(target, output, inverse, cosine / squared.clamp_min(EPSILON**2))
+        return cosine
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]  # noqa: ANN401
+        """d cos / d s = t / (|t| |s|) - cos s / |s|^2."""
+        target, output, inverse, ratio = ctx.saved_tensors
+        per_image = (-1,) + (1,) * (output.ndim - 1)
+        along = (gradient * inverse).view(per_image).to(output.dtype)
+        return None, torch.addcmul(
+            target.to(output.dtype) * along,
+            output,
+            (-gradient * ratio).view(per_image).to(output.dtype),
+        )
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """Inner product of each row; BLAS' is several times as fast as a reduction on a processor."""
+    if first.is_cuda:
+        return (first * second).sum(dim=1)
+    return torch.stack([torch.dot(a, b) for a, b in zip(first, second, strict=True)])
+
+
+def _cosines(first: Levels, second: Levels) -> Tensor:
+    """Return the cosine per level and image, shape ``(L, B)``; no gradient flows to the first."""
+    return torch.stack([_Cosine.apply(a.detach(), b) for a, b in zip(first, second, strict=True)])
+
+
 def similarity(first: Levels, second: Levels) -> Tensor:
     """Return the sum over levels of the cosine between flattened levels (Eq. 1; the affinity of Eq. 17).
+
+    Args:
+        first: Levels that get no gradient.
+        second: Levels of the same shapes.
 
     Returns:
         Shape ``(B,)``, in [-L, L].
     """
-    return torch.stack([
-        F.cosine_similarity(a.float().flatten(1), b.float().flatten(1), eps=EPSILON)
-        for a, b in zip(first, second, strict=True)
-    ]).sum(dim=0)
+    return _cosines(first, second).sum(dim=0)
 
 
 def distance(target: Levels, output: Levels) -> Tensor:
@@ -41,28 +85,7 @@ def distance(target: Levels, output: Levels) -> Tensor:
     Returns:
         Scalar in [0, 2 L].
     """
-    return len(target) - similarity([level.detach() for level in target], output).mean()
-
-
-def unit(levels: Levels) -> list[Tensor]:
-    """Scale each flattened level of each image to length one, in fp32."""
-    return [F.normalize(level.float().flatten(1), eps=EPSILON).view(level.shape) for level in levels]
-
-
-def target_distance(target: Levels, output: Levels) -> Tensor:
-    """Return the mean of :func:`distance` over the candidates whose mean :func:`unit` levels are ``target``.
-
-    The mean over candidates h of 1 - cos(t_h, s) is 1 - <mean_h t_h / |t_h|, s / |s|>: one stored target serves one
-    candidate or many.
-
-    Returns:
-        Scalar in [0, 2 L].
-    """
-    cosines = [
-        (t.detach().float() * s).flatten(1).sum(dim=1) / s.flatten(1).norm(dim=1).clamp_min(EPSILON)
-        for t, s in ((t, s.float()) for t, s in zip(target, output, strict=True))
-    ]
-    return len(cosines) - torch.stack(cosines).sum(dim=0).mean()
+    return len(target) - similarity(target, output).mean()
 
 
 def confidence(teacher: Levels, student: Levels) -> Tensor:
@@ -72,9 +95,13 @@ def confidence(teacher: Levels, student: Levels) -> Tensor:
         Shape ``(B,)``, in [-L, L]: the higher, the surer that the image is normal.
     """
     return torch.stack([
-        F.cosine_similarity(a.float(), b.float(), dim=1, eps=EPSILON).mean(dim=(-2, -1))
-        for a, b in zip(teacher, student, strict=True)
+        _pixel_cosine(a.float(), b.float()).mean(dim=(-2, -1)) for a, b in zip(teacher, student, strict=True)
     ]).sum(dim=0)
+
+
+def _pixel_cosine(first: Tensor, second: Tensor) -> Tensor:
+    lengths = torch.linalg.vector_norm(first, dim=1) * torch.linalg.vector_norm(second, dim=1)
+    return (first * second).sum(dim=1) / lengths.clamp_min(EPSILON)
 
 
 def candidate_weights(affinity: Tensor, own: Tensor, selection: Selection) -> Tensor:
@@ -101,17 +128,43 @@ def candidate_weights(affinity: Tensor, own: Tensor, selection: Selection) -> Te
     return F.one_hot(chosen, count).float()
 
 
-def pseudo_normal(candidates: Sequence[Levels], weights: Tensor) -> list[Tensor]:
-    """Return the pseudo-normal target of each image: the weighted mean of its candidates' :func:`unit` levels.
+def pseudo_normal(candidates: Sequence[Levels], weights: Tensor, selection: Selection) -> list[Tensor]:
+    """Return the pseudo-normal target of each image: one candidate's levels, or what stands for all of them.
 
     Args:
         candidates: K sequences of levels.
         weights: Shape ``(B, K)``, of :func:`candidate_weights`.
+        selection: As in :func:`candidate_weights`. With ``"all"`` each flattened level is scaled to length one before
+            the mean is taken, as :func:`target_distance` expects.
     """
-    targets = [torch.zeros_like(level, dtype=torch.float32) for level in candidates[0]]
+    dtype = torch.float32 if selection == "all" else candidates[0][0].dtype
+    targets = [torch.zeros_like(level, dtype=dtype) for level in candidates[0]]
     for h, levels in enumerate(candidates):
         used = weights[:, h].nonzero().flatten()
-        if len(used):
-            for target, level in zip(targets, unit([level[used] for level in levels]), strict=True):
-                target[used] += weights[used, h, None, None, None] * level
+        for target, level in zip(targets, levels, strict=True):
+            if selection == "all":
+                lengths = level[used].float().flatten(1).norm(dim=1).clamp_min(EPSILON)
+                target[used] += (weights[used, h] / lengths)[:, None, None, None] * level[used]
+            else:
+                target[used] = level[used].to(dtype)
     return targets
+
+
+def target_distance(target: Levels, output: Levels, selection: Selection) -> Tensor:
+    """Return the distance to the pseudo-normal target (Eq. 20), with ``"all"`` the mean distance to every candidate.
+
+    The mean over candidates h of 1 - cos(t_h, s) is 1 - <mean_h t_h / |t_h|, s / |s|>: the mean of the candidates,
+    each scaled to length one, stands for all of them.
+
+    Args:
+        target: Of :func:`pseudo_normal`; no gradient flows to it.
+        output: The global student's levels.
+        selection: As in :func:`pseudo_normal`.
+
+    Returns:
+        Scalar in [0, 2 L].
+    """
+    if selection != "all":
+        return distance(target, output)
+    lengths = torch.stack([level.detach().float().flatten(1).norm(dim=1) for level in target])
+    return len(target) - (lengths * _cosines(target, output)).sum(dim=0).mean()

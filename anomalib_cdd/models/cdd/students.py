@@ -31,7 +31,7 @@ RESNET_FAMILY = frozenset({
 RESNET_LEVELS = ("layer1", "layer2", "layer3")
 
 # Channels of the pyramid's finest map; each coarser one has twice as many, up to the bottleneck's.
-DEFAULT_WIDTH = 64
+DEFAULT_WIDTH = 48
 MAX_WIDENING = 4
 
 

@@ -160,16 +160,17 @@ class TrainingSet:
         selection: Selection,
     ) -> None:
         asked = [h for h in range(len(students)) if own.tolist() != [h]]
-        candidates, affinity = self._ask(students, asked, indices, teacher)
+        candidates, affinity = self._ask(students, asked, indices, teacher, selection)
         for owner in own.tolist():
             owners = torch.full((len(indices),), owner, device=affinity.device)
-            target = pseudo_normal(candidates, candidate_weights(affinity, owners, selection))
+            target = pseudo_normal(candidates, candidate_weights(affinity, owners, selection), selection)
             self._targets.write(row[indices, owner], target)  # type: ignore[union-attr]
 
     @torch.no_grad()
     def _choose(self, students: Sequence[Student], teacher: Levels, batch: Tensor, selection: Selection) -> Levels:
-        candidates, affinity = self._ask(students, range(len(students)), batch[:, 0], teacher)
-        return pseudo_normal(candidates, candidate_weights(affinity, batch[:, 1].to(affinity.device), selection))
+        candidates, affinity = self._ask(students, range(len(students)), batch[:, 0], teacher, selection)
+        weights = candidate_weights(affinity, batch[:, 1].to(affinity.device), selection)
+        return pseudo_normal(candidates, weights, selection)
 
     def _ask(
         self,
@@ -177,12 +178,19 @@ class TrainingSet:
         asked: Sequence[int],
         indices: Tensor,
         teacher: Levels,
+        selection: Selection,
     ) -> tuple[list[Levels], Tensor]:
         """Return the candidates S_h(F_T) and their affinity ``(B, K)`` to the previous student (Eq. 17)."""
-        reference = self.recalled(indices, teacher)
         with no_fp16():
-            candidates = [student(teacher) if h in asked else reference for h, student in enumerate(students)]
-        return candidates, torch.stack([similarity(levels, reference) for levels in candidates], dim=1)
+            answers = {h: students[h](teacher) for h in asked}
+        candidates = [answers.get(h, teacher) for h in range(len(students))]
+        affinity = torch.zeros(len(indices), len(students), device=teacher[0].device)
+        # of two domains' students the other one is the only candidate
+        if selection == "consensual" and len(students) > 2:
+            reference = self.recalled(indices, teacher)
+            for h in asked:
+                affinity[:, h] = similarity(answers[h], reference)
+        return candidates, affinity
 
     def _forget(self) -> None:
         for cache in (self._recalled, self._targets):

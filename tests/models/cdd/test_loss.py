@@ -15,7 +15,6 @@ from anomalib_cdd.models.cdd.loss import (
     pseudo_normal,
     similarity,
     target_distance,
-    unit,
 )
 
 
@@ -42,7 +41,8 @@ def test_distance_is_that_of_reverse_distillation() -> None:
 def test_no_gradient_reaches_a_target() -> None:
     target = [torch.randn(2, 3, 2, 2, requires_grad=True)]
     output = [torch.randn(2, 3, 2, 2, requires_grad=True)]
-    (distance(target, output) + target_distance(target, output)).backward()
+    loss = distance(target, output) + sum(target_distance(target, output, kind) for kind in ("all", "next"))
+    loss.backward()
     assert target[0].grad is None
     assert output[0].grad is not None
 
@@ -87,13 +87,38 @@ def test_target_distance_is_the_mean_distance_to_every_candidate() -> None:
     candidates = [[torch.randn(4, 3, 5, 5), torch.randn(4, 6, 2, 2)] for _ in range(3)]
     output = [torch.randn(4, 3, 5, 5), torch.randn(4, 6, 2, 2)]
     own = torch.full((4,), 1)
-    everyone = pseudo_normal(candidates, candidate_weights(torch.zeros(4, 3), own, "all"))
+    everyone = pseudo_normal(candidates, candidate_weights(torch.zeros(4, 3), own, "all"), "all")
     expected = (distance(candidates[0], output) + distance(candidates[2], output)) / 2
-    assert target_distance(everyone, output).item() == pytest.approx(expected.item(), abs=1e-6)
-    one = pseudo_normal(candidates, candidate_weights(torch.zeros(4, 3), own, "next"))
-    assert target_distance(one, output).item() == pytest.approx(distance(candidates[2], output).item(), abs=1e-6)
-    for chosen, candidate in zip(one, unit(candidates[2]), strict=True):
-        assert torch.allclose(chosen, candidate)
+    assert target_distance(everyone, output, "all").item() == pytest.approx(expected.item(), abs=1e-6)
+    one = pseudo_normal(candidates, candidate_weights(torch.zeros(4, 3), own, "next"), "next")
+    assert target_distance(one, output, "next").item() == pytest.approx(distance(candidates[2], output).item())
+    assert all(torch.equal(chosen, candidate) for chosen, candidate in zip(one, candidates[2], strict=True))
+
+
+def test_of_two_candidates_all_and_one_are_the_same() -> None:
+    torch.manual_seed(0)
+    candidates = [[torch.randn(4, 3, 5, 5)] for _ in range(2)]
+    output = [torch.randn(4, 3, 5, 5)]
+    own = torch.tensor([0, 1, 0, 1])
+    losses = [
+        target_distance(pseudo_normal(candidates, candidate_weights(torch.zeros(4, 2), own, kind), kind), output, kind)
+        for kind in ("consensual", "next", "all")
+    ]
+    assert losses[0].item() == pytest.approx(losses[1].item()) == pytest.approx(losses[2].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradient_is_that_of_the_cosine(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    target = [torch.randn(3, 4, 5, 6, dtype=dtype), torch.randn(3, 2, 2, 2, dtype=dtype)]
+    output = [torch.randn_like(level).requires_grad_() for level in target]
+    distance(target, output).backward()
+    ours = [level.grad.clone() for level in output]
+    for level in output:
+        level.grad = None
+    ReverseDistillationLoss()(target, output).backward()
+    for mine, level in zip(ours, output, strict=True):
+        assert torch.allclose(mine, level.grad, atol=1e-6)
 
 
 def test_half_precision_is_computed_in_single() -> None:
