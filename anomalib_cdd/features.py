@@ -264,7 +264,7 @@ DETERMINISTIC_TRANSFORMS = (
 )
 
 
-def is_deterministic(transform: Any) -> bool:  # noqa: ANN401  # any callable that a user gives
+def is_deterministic(transform: Any) -> bool:  # any callable that a user gives
     """Return whether a transform is known to give the same result every time.
 
     Args:

@@ -25,7 +25,7 @@ CHOICES = {
 }
 
 
-def check_options(options: Any) -> None:  # noqa: ANN401  # Lightning's hparams
+def check_options(options: Any) -> None:  # Lightning's hparams
     """Refuse options out of range and contradictions.
 
     Raises:
@@ -97,7 +97,7 @@ def check_trainer(trainer: Trainer, overridden: bool) -> None:
         raise ValueError(msg)
 
 
-def check_size(samples: int, batch_size: int, trainer: Trainer, options: Any) -> None:  # noqa: ANN401
+def check_size(samples: int, batch_size: int, trainer: Trainer, options: Any) -> None:
     """Refuse a training set that is too small for the domains or for batch statistics.
 
     Raises:
@@ -132,7 +132,7 @@ def check_checkpoint(checkpoint: dict[str, Any], model: "Cdd") -> None:
         backbone = checkpoint.get("hyper_parameters", {}).get("backbone", "unknown")
         msg = (
             f"The checkpoint is not of this model: {len(differing)} tensors differ, the first is {differing[0]!r}. "
-            f"Its backbone is {backbone!r}, this model's is {model.hparams.backbone!r}."
+            f"Its backbone is {backbone!r}, this model's is {model.options.backbone!r}."
         )
         raise ValueError(msg)
 

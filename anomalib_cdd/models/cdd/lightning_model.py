@@ -11,7 +11,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
@@ -150,7 +150,7 @@ class Cdd(AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        checks.check_options(self.hparams)
+        checks.check_options(self.options)
         self.model: CddModel = CddModel(backbone, layers, pre_trained, weights, student_width)
         self.automatic_optimization = False
         # not modules: what follows is of training alone and stays out of checkpoints and exports
@@ -159,6 +159,11 @@ class Cdd(AnomalibModule):
         self._running_epoch: tuple[int, Iterator[None]] | None = None
         self._steps_done = 0
         self._steps_planned = 1
+
+    @property
+    def options(self) -> Any:  # a mapping whose keys are attributes too
+        """The constructor's arguments, as Lightning keeps them in checkpoints."""
+        return self.hparams
 
     # ------------------------------------------------------------------------------------------ Algorithm 1
 
@@ -169,7 +174,7 @@ class Cdd(AnomalibModule):
             e: The epoch, 0 to ``epochs - 1``.
             epochs: Number of epochs E.
         """
-        options, data, size = self.hparams, self.training_set, self.training_set.batch_size
+        options, data, size = self.options, self.training_set, self.training_set.batch_size
         generator = epoch_generator(options.seed, e)
         warm_up = e < options.warmup_epochs
         global_student, global_optimizer = self.model.student, self._optimizers()[0]
@@ -224,23 +229,27 @@ class Cdd(AnomalibModule):
 
     def _visits(self, domains: Domains) -> Tensor:
         """Return what the global student visits: rows (image, domain whose student is no candidate for it)."""
-        parts = [(images, (k,)) for k, images in enumerate(domains.parts)]
+        parts: list[tuple[Tensor, tuple[int, ...]]] = [(images, (k,)) for k, images in enumerate(domains.parts)]
         if domains.shared:
-            each = self.hparams.confident_visits == "each"
+            each = self.options.confident_visits == "each"
             owners = tuple(range(len(domains.parts))) if each else (NO_DOMAIN,)
             parts.insert(0, (domains.confident, owners))
-        return torch.cat([
-            torch.stack([images, torch.full_like(images, owner)], dim=1) for images, owners in parts for owner in owners
-        ])
+        return torch.cat(
+            [
+                torch.stack([images, torch.full_like(images, owner)], dim=1)
+                for images, owners in parts
+                for owner in owners
+            ]
+        )
 
     def _fork(self, k: int) -> tuple[Student, LightningOptimizer]:
         """Make domain student k equal to the global student, parameters and buffers, and ready its optimiser."""
         student, optimizer = self._domain_students[k], self._optimizers()[k + 1]
         student.load_state_dict(self.model.student.state_dict())
         student.train()
-        if self.hparams.domain_optimizer == "reset":
+        if self.options.domain_optimizer == "reset":
             optimizer.optimizer.state.clear()
-        elif self.hparams.domain_optimizer == "fork":
+        elif self.options.domain_optimizer == "fork":
             optimizer.optimizer.load_state_dict(copy.deepcopy(self._optimizers()[0].optimizer.state_dict()))
         return student, optimizer
 
@@ -248,7 +257,7 @@ class Cdd(AnomalibModule):
         """Add Gaussian noise to the global student's input (Eq. 19)."""
         if not sigma:
             return levels
-        relative = self.hparams.feature_noise_scale == "relative"
+        relative = self.options.feature_noise_scale == "relative"
         return [
             torch.randn(level.shape, generator=generator)
             .to(level)
@@ -320,18 +329,18 @@ class Cdd(AnomalibModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return one Adam for the global student and one for each domain student."""
-        self._domain_students = [copy.deepcopy(self.model.student) for _ in range(max(self.hparams.domains))]
+        self._domain_students = [copy.deepcopy(self.model.student) for _ in range(max(self.options.domains))]
         students = [self.model.student, *self._domain_students]
-        return [Adam(student.parameters(), lr=self.hparams.learning_rate, betas=ADAM_BETAS) for student in students]
+        return [Adam(student.parameters(), lr=self.options.learning_rate, betas=ADAM_BETAS) for student in students]
 
     def _optimizers(self) -> list[LightningOptimizer]:
         optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
+        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip gradients: Lightning leaves that to models that step by themselves."""
-        if self.hparams.gradient_clip_val:
-            self.clip_gradients(optimizer, self.hparams.gradient_clip_val, gradient_clip_algorithm="norm")
+        if self.options.gradient_clip_val:
+            self.clip_gradients(optimizer, self.options.gradient_clip_val, gradient_clip_algorithm="norm")
 
     # jsonargparse and Lightning give no other place to say the method's own number of epochs: `trainer_arguments`
     # overrides the user, and once `fit` has begun an absent `max_epochs` cannot be told from 1000
@@ -350,7 +359,7 @@ class Cdd(AnomalibModule):
     def on_fit_start(self) -> None:
         """Read the training set."""
         self._training_set = TrainingSet.of(self.trainer, self)
-        checks.check_size(len(self._training_set), self._training_set.batch_size, self.trainer, self.hparams)
+        checks.check_size(len(self._training_set), self._training_set.batch_size, self.trainer, self.options)
 
     @property
     def training_set(self) -> TrainingSet:
@@ -380,7 +389,7 @@ class Cdd(AnomalibModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the domain students' moments where the next epoch does not read them."""
         super().on_save_checkpoint(checkpoint)
-        if self.hparams.domain_optimizer != "keep":
+        if self.options.domain_optimizer != "keep":
             for state in checkpoint.get("optimizer_states", [])[1:]:
                 state["state"] = {}
 
@@ -401,7 +410,8 @@ class Cdd(AnomalibModule):
             ValueError: If the file is no checkpoint of this model, or holds anything but plain data.
         """
         with checks.readable_checkpoint(checkpoint_path):
-            return super().load_from_checkpoint(checkpoint_path, **{"pre_trained": False, "weights": None, **kwargs})
+            model = super().load_from_checkpoint(checkpoint_path, **{"pre_trained": False, "weights": None, **kwargs})
+        return cast("Cdd", model)
 
     # ------------------------------------------------------------------------------------------ anomalib
 

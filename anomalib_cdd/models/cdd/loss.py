@@ -27,7 +27,7 @@ class _Cosine(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, target: Tensor, output: Tensor) -> Tensor:  # noqa: ANN401  # autograd's context
+    def forward(ctx: Any, target: Tensor, output: Tensor) -> Tensor:  # autograd's context
         """Return the cosine of each image, shape ``(B,)``."""
         flat_target, flat_output = target.flatten(1).float(), output.flatten(1).float()
         squared = flat_output.norm(dim=1).square()
@@ -38,8 +38,8 @@ class _Cosine(torch.autograd.Function):
         return cosine
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]  # noqa: ANN401
-        """d cos / d s = t / (|t| |s|) - cos s / |s|^2."""
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        """Return d cos / d s = t / (|t| |s|) - cos s / |s|^2."""
         target, output, inverse, ratio = ctx.saved_tensors
         per_image = (-1,) + (1,) * (output.ndim - 1)
         along = (gradient * inverse).view(per_image).to(output.dtype)
@@ -94,9 +94,9 @@ def confidence(teacher: Levels, student: Levels) -> Tensor:
     Returns:
         Shape ``(B,)``, in [-L, L]: the higher, the surer that the image is normal.
     """
-    return torch.stack([
-        _pixel_cosine(a.float(), b.float()).mean(dim=(-2, -1)) for a, b in zip(teacher, student, strict=True)
-    ]).sum(dim=0)
+    return torch.stack(
+        [_pixel_cosine(a.float(), b.float()).mean(dim=(-2, -1)) for a, b in zip(teacher, student, strict=True)]
+    ).sum(dim=0)
 
 
 def _pixel_cosine(first: Tensor, second: Tensor) -> Tensor:
@@ -121,10 +121,8 @@ def candidate_weights(affinity: Tensor, own: Tensor, selection: Selection) -> Te
     allowed = torch.arange(count, device=affinity.device) != own[:, None]
     if selection == "all":
         return allowed.float() / allowed.sum(dim=1, keepdim=True)
-    if selection == "next":
-        chosen = (own + 1) % count
-    else:
-        chosen = affinity.masked_fill(~allowed, -torch.inf).argmax(dim=1)
+    following = (own + 1) % count
+    chosen = following if selection == "next" else affinity.masked_fill(~allowed, -torch.inf).argmax(dim=1)
     return F.one_hot(chosen, count).float()
 
 

@@ -8,6 +8,7 @@ back level by level.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from anomalib.models.components.backbone import get_decoder
@@ -17,17 +18,19 @@ from torch.nn import functional as F
 
 from anomalib_cdd.backbones import Level, Teacher
 
-RESNET_FAMILY = frozenset({
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-})
+RESNET_FAMILY = frozenset(
+    {
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+    }
+)
 RESNET_LEVELS = ("layer1", "layer2", "layer3")
 
 # Channels of the pyramid's finest map; each coarser one has twice as many, up to the bottleneck's.
@@ -92,9 +95,9 @@ def build_student(teacher: Teacher, width: int = DEFAULT_WIDTH) -> Student:
 
 def _check_strides(levels: Sequence[Level]) -> None:
     strides = [level.stride for level in levels]
-    for shallow, deep in zip(strides, strides[1:], strict=False):
-        ratio = deep / shallow
-        if ratio < 2 or ratio != 2 ** round(torch.log2(torch.tensor(ratio)).item()):
+    for shallow, deep in pairwise(strides):
+        ratio, rest = divmod(deep, shallow)
+        if rest or ratio < 2 or ratio & (ratio - 1):
             msg = f"Levels at strides {strides}: each has to be 2, 4, 8, ... times the one before."
             raise ValueError(msg)
 

@@ -66,7 +66,7 @@ class CddModel(nn.Module):
             images: Normalised images of shape ``(B, 3, H, W)``.
 
         Returns:
-            ``anomaly_map`` of shape ``(B, 1, H, W)`` and ``pred_score``, its maximum, of shape ``(B,)``; both in [0, 1].
+            ``anomaly_map``, shape ``(B, 1, H, W)``, and its maximum ``pred_score``, shape ``(B,)``; both in [0, 1].
         """
         features = self.teacher_features(images)
         size = (self.tiler.tile_size_h, self.tiler.tile_size_w) if self.tiler else images.shape[-2:]

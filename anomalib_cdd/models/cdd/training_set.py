@@ -10,7 +10,7 @@ the features at hand.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -55,8 +55,8 @@ class TrainingSet:
     def of(cls, trainer: Trainer, model: "Cdd") -> "TrainingSet":
         """Read the trainer's training data."""
         loader = training_loader(trainer)
-        options = model.hparams
-        features = TeacherFeatures(loader, lambda batch: extract(model, batch), model.device, model.dtype)
+        options = model.options
+        features = TeacherFeatures(loader, lambda batch: extract(model, batch), model.device, cast("torch.dtype", model.dtype))
         random = [
             name
             for name, transform in (
@@ -213,11 +213,12 @@ def no_fp16() -> AbstractContextManager:
     return nullcontext()
 
 
-def extract(model: "Cdd", batch: Any) -> list[Tensor]:  # noqa: ANN401  # anomalib's batch
+def extract(model: "Cdd", batch: Any) -> list[Tensor]:  # anomalib's batch
     """Return the teacher's levels of a batch as the loader gives it: pre-processed, in fp32, without gradient."""
     images = batch.image.to(model.device)
-    if model.pre_processor is not None and model.pre_processor.transform is not None:
-        images = model.pre_processor.transform(images)
+    transform: Any = getattr(model.pre_processor, "transform", None)
+    if transform is not None:
+        images = transform(images)
     with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
         return model.model.teacher_features(images.to(model.dtype))
 

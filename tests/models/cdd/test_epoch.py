@@ -47,13 +47,15 @@ class Recorder:
 
         def record_fork(model: Cdd, k: int) -> Any:
             student, optimizer = fork(model, k)
-            self.forks.append({
-                "epoch": model.current_epoch,
-                "student": copy.deepcopy(student.state_dict()),
-                "previous": copy.deepcopy(model.training_set._previous.state_dict()),
-                "moments": copy.deepcopy(optimizer.optimizer.state_dict()["state"]),
-                "global_moments": copy.deepcopy(model._optimizers()[0].optimizer.state_dict()["state"]),
-            })
+            self.forks.append(
+                {
+                    "epoch": model.current_epoch,
+                    "student": copy.deepcopy(student.state_dict()),
+                    "previous": copy.deepcopy(model.training_set._previous.state_dict()),
+                    "moments": copy.deepcopy(optimizer.optimizer.state_dict()["state"]),
+                    "global_moments": copy.deepcopy(model._optimizers()[0].optimizer.state_dict()["state"]),
+                }
+            )
             return student, optimizer
 
         def record_partition(*args: Any, **kwargs: Any) -> Any:
@@ -196,9 +198,8 @@ def test_targets_come_from_students_that_did_not_see_the_image(
             allowed = [outputs[h] for h in range(len(students)) if h != own]
             if selection == "all":
                 unit = [[level / level.norm() for level in levels] for levels in outputs]
-                allowed = [
-                    [sum(levels) / (len(students) - 1) for levels in zip(*(unit[h] for h in range(3) if h != own), strict=True)]
-                ]
+                others = [unit[h] for h in range(len(students)) if h != own]
+                allowed = [[sum(levels) / len(others) for levels in zip(*others, strict=True)]]
             gaps = [
                 max(((a[row] - b[0]).norm() / b[0].norm()).item() for a, b in zip(chosen, option, strict=True))
                 for option in [*allowed, outputs[own]]

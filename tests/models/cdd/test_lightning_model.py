@@ -3,11 +3,9 @@
 """anomalib's life cycle: fit, resume, load, export, predict; and what training looks like from the outside."""
 
 import csv
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +23,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Resize
 
-import anomalib_cdd
 from anomalib_cdd import Cdd, MVTecNoisy
+from anomalib_cdd.backbones import PYPI_TEACHER
 from anomalib_cdd.features import FeatureCache, TeacherFeatures
 
 # OpenVINO computes in bf16 where the processor can
@@ -57,7 +55,7 @@ def test_training_separates_a_planted_defect_and_an_untrained_model_does_not(
     make_engine: Engines,
 ) -> None:
     data = make_data()
-    model = make_model(backbone=anomalib_cdd.backbones.PYPI_TEACHER, pre_trained=True, student_width=16)
+    model = make_model(backbone=PYPI_TEACHER, pre_trained=True, student_width=16)
     before, labels = scores(model, data)
     make_engine(max_epochs=30).fit(model, datamodule=data)
     after, _ = scores(model, data)
@@ -168,7 +166,7 @@ def test_domain_students_leave_no_trace_in_checkpoints(
         engine.fit(make_model(domain_optimizer=choice), datamodule=make_data())
         path = engine.trainer.checkpoint_callback.best_model_path
         checkpoint = torch.load(path, weights_only=True)
-        assert all(name.startswith(("model.", "post_processor.", "pre_processor.")) for name in checkpoint["state_dict"])
+        assert {name.partition(".")[0] for name in checkpoint["state_dict"]} <= {"model", "post_processor"}
         sizes[choice] = [len(moments["state"]) for moments in checkpoint["optimizer_states"]]
     assert sizes["reset"][0] > 0
     assert sizes["reset"][1:] == [0, 0, 0]
@@ -191,7 +189,9 @@ def trained(
 def lightning_predictions(trained: tuple[Cdd, Engine, MVTecNoisy]) -> dict[str, float]:
     model, engine, data = trained
     batches = engine.predict(model, dataset=PredictDataset(data.root / "bottle" / "test"))
-    return {path: float(score) for batch in batches for path, score in zip(batch.image_path, batch.pred_score, strict=True)}
+    return {
+        path: float(score) for batch in batches for path, score in zip(batch.image_path, batch.pred_score, strict=True)
+    }
 
 
 def test_torch_export_scores_as_lightning_does(
@@ -460,9 +460,10 @@ def test_visualiser_writes_its_images(
 
 
 def test_warm_up_is_reverse_distillation(make_model: Model, make_data: Data, make_engine: Engines) -> None:
-    off = dict.fromkeys(("domain_construction", "confidence_guidance", "pseudo_normal", "confident_distillation"), False)
+    switches = ("domain_construction", "confidence_guidance", "pseudo_normal", "confident_distillation")
+    off = {**dict.fromkeys(switches, False), "regularization": 0.0, "feature_noise": 0.0}
     states = []
-    for options in ({"warmup_epochs": 2}, {**off, "regularization": 0.0, "feature_noise": 0.0}):
+    for options in ({"warmup_epochs": 2}, off):
         model = make_model(**options)
         make_engine(2).fit(model, datamodule=make_data())
         states.append(state(model))
@@ -518,9 +519,16 @@ def test_cache_reads_what_was_written(tmp_path: Path) -> None:
             cache.write(torch.tensor([0, 1]), [levels[0] * torch.inf, levels[1]])
 
 
-def test_importing_costs_little_beyond_anomalib() -> None:
-    code = "import time, anomalib.models, anomalib.data; t = time.perf_counter(); import anomalib_cdd; print(time.perf_counter() - t)"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = time.perf_counter()
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True, env=environment)
-    assert float(result.stdout) < 0.5 * (time.perf_counter() - started)
+def test_importing_brings_nothing_that_anomalib_does_not() -> None:
+    code = """
+import sys
+import anomalib.models, anomalib.data, anomalib.engine
+def packages():
+    return {name.partition(".")[0] for name in sys.modules}
+before = packages()
+import anomalib_cdd
+print(*sorted(packages() - before))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert result.stdout.split() == ["anomalib_cdd"]

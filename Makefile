@@ -1,0 +1,46 @@
+# make demo | make test | make check: each sets up .venv by itself, with nothing but Python 3.10 or later.
+
+PYTHON ?= python3
+# Which torch: cpu, cu126, cu130, rocm, xpu (anomalib's extras). Empty takes what pip finds.
+TORCH ?=
+comma := ,
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := test$(if $(TORCH),$(comma)$(TORCH))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-smoke test test-slow check clean
+
+help:
+	@echo "make demo        train CDD on contaminated solar-cell images and show what it found (minutes)"
+	@echo "make test        run every test"
+	@echo "make test-slow   run the tests that take minutes too"
+	@echo "make check       ruff and mypy"
+	@echo "make demo-smoke  the demo at a tiny size, to see that everything is installed"
+	@echo "make TORCH=cpu ...  choose torch's build: cpu, cu126, cu130, rocm, xpu"
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python -m anomalib_cdd demo --config configs/demo.yaml
+
+demo-smoke: $(VENV)/installed
+	$(BIN)/python -m anomalib_cdd demo --config configs/demo.yaml --smoke --output results/demo-smoke
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check anomalib_cdd tests
+	$(BIN)/ruff format --check anomalib_cdd tests
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) results build dist *.egg-info

@@ -1,0 +1,181 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input: every refusal names the value and the way out, and comes before anything is lost."""
+
+import errno
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+from anomalib.engine import Engine
+from lightning.pytorch import LightningModule
+
+from anomalib_cdd import Cdd, MVTecNoisy
+
+Model = Callable[..., Cdd]
+Data = Callable[..., MVTecNoisy]
+Engines = Callable[..., Engine]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"domains": []}, "domains"),
+        ({"domains": (2, 1)}, r"domains is \(2, 1\)"),
+        ({"max_confident": 1.5}, r"max_confident is 1.5; it has to be in \[0, 1\]"),
+        ({"max_confident": float("nan")}, "max_confident is nan"),
+        ({"regularization": "linaer"}, "regularization is 'linaer'"),
+        ({"regularization": -1.0}, "regularization is -1.0"),
+        ({"selection": "best"}, "selection is 'best'; it has to be one of consensual, next, all"),
+        ({"feature_noise": -0.1}, "feature_noise is -0.1"),
+        ({"domain_optimizer": "copy"}, "domain_optimizer is 'copy'"),
+        ({"cache": "disk"}, "cache is 'disk'"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"warmup_epochs": -1}, "warmup_epochs is -1"),
+        ({"gradient_clip_val": 0.0}, "gradient_clip_val is 0.0"),
+        ({"domain_construction": False}, "pseudo_normal needs domain_construction"),
+    ],
+)
+def test_options_out_of_range(make_model: Model, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_epochs": 0}, "max_epochs is 0"),
+        ({"max_epochs": -1}, "max_epochs is -1"),
+        ({"max_epochs": 2, "max_steps": 10}, "max_steps is 10.*max_epochs instead"),
+        ({"max_epochs": 2, "accumulate_grad_batches": 2}, "accumulate_grad_batches"),
+        ({"max_epochs": 2, "devices": 2}, "one device, not 2"),
+    ],
+)
+def test_trainers_that_would_train_something_else(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    options: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if options.pop("devices", 1) == 2:
+        monkeypatch.setattr("lightning.pytorch.Trainer.world_size", 2)
+    with pytest.raises((ValueError, Exception), match=message):
+        make_engine(**options).fit(make_model(), datamodule=make_data())
+
+
+def test_the_command_lines_optimizer_is_refused(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    model = make_model()
+    # what anomalib's CLI does with --optimizer
+    one = torch.optim.Adam(model.model.student.parameters())
+    model.configure_optimizers = MethodType(lambda self: one, model)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"--optimizer.*--model.learning_rate"):
+        make_engine().fit(model, datamodule=make_data())
+
+
+def test_training_sets_that_are_too_small(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    with pytest.raises(ValueError, match="5 training images are too few for 3 domains, which take 6"):
+        make_engine(4).fit(make_model(), datamodule=make_data(max_normal=4))
+    with pytest.raises(ValueError, match="train_batch_size is 1"):
+        make_engine(1).fit(make_model(), datamodule=make_data(train_batch_size=1))
+
+
+def test_a_full_disk_while_caching_says_how_much_is_needed(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    cache = tmp_path / "cache"
+    with pytest.raises(OSError, match=r"No room for the feature cache.*GiB needed.*cache_dir"):
+        make_engine().fit(make_model(cache_memory_gb=0, cache_dir=str(cache)), datamodule=make_data())
+    assert not list(cache.rglob("*.bin"))
+
+
+def test_a_corrupt_training_image_is_named(
+    make_model: Model, make_engine: Engines, mvtec_root: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(mvtec_root, root)
+    for content in (b"", b"no image"):
+        (root / "bottle" / "train" / "good" / "003.png").write_bytes(content)
+        data = MVTecNoisy(root=root, train_batch_size=4, num_workers=0, val_split_mode="none")
+        with pytest.raises((ValueError, OSError), match=r"003\.png"):
+            make_engine().fit(make_model(), datamodule=data)
+
+
+class _Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def checkpoint_of(model: LightningModule, data: MVTecNoisy, engine: Engine) -> Path:
+    engine.fit(model, datamodule=data)
+    return Path(engine.trainer.checkpoint_callback.best_model_path)
+
+
+def test_checkpoints_of_something_else(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    tmp_path: Path,
+) -> None:
+    path = checkpoint_of(make_model(), make_data(), make_engine(1))
+    other = make_model(backbone="test_convnext")
+    with pytest.raises(ValueError, match=r"not of this model.*'test_resnet'.*'test_convnext'"):
+        make_engine(1).predict(other, datamodule=make_data(), ckpt_path=path)
+    wider = make_model(student_width=16)
+    with pytest.raises(ValueError, match="not of this model"):
+        make_engine(1).fit(wider, datamodule=make_data(), ckpt_path=path)
+
+    checkpoint = torch.load(path, weights_only=True)
+    foreign = {**checkpoint, "hyper_parameters": {"num_neighbors": 9}, "state_dict": {"model.bank": torch.zeros(1)}}
+    torch.save(foreign, tmp_path / "patchcore.ckpt")
+    with pytest.raises(ValueError, match=r"patchcore\.ckpt is not of a Cdd model"):
+        Cdd.load_from_checkpoint(tmp_path / "patchcore.ckpt")
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match=r"text\.ckpt"):
+        Cdd.load_from_checkpoint(tmp_path / "text.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
+        Cdd.load_from_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_checkpoints_never_run_code(make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path) -> None:
+    path = checkpoint_of(make_model(), make_data(), make_engine(1))
+    evil = {**torch.load(path, weights_only=True), "extra": _Evil(tmp_path / "ran")}
+    torch.save(evil, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match=r"evil\.ckpt.*could run code"):
+        Cdd.load_from_checkpoint(tmp_path / "evil.ckpt")
+    with warnings.catch_warnings(), pytest.raises(pickle.UnpicklingError):
+        warnings.simplefilter("ignore")
+        make_engine(2).fit(make_model(), datamodule=make_data(), ckpt_path=tmp_path / "evil.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_features_that_are_not_finite_name_the_teacher_or_student(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+) -> None:
+    model = make_model()
+    with torch.no_grad():
+        next(model.model.teacher.parameters()).fill_(torch.inf)
+    with pytest.raises(ValueError, match="not finite"):
+        make_engine(1).fit(model, datamodule=make_data())
