@@ -5,7 +5,7 @@
 import errno
 import os
 import pickle
-import warnings
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from anomalib.engine import Engine
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 
 from anomalib_cdd import Cdd, MVTecNoisy
@@ -67,7 +68,7 @@ def test_trainers_that_would_train_something_else(
 ) -> None:
     if options.pop("devices", 1) == 2:
         monkeypatch.setattr("lightning.pytorch.Trainer.world_size", 2)
-    with pytest.raises((ValueError, Exception), match=message):
+    with pytest.raises((ValueError, MisconfigurationException), match=message):
         make_engine(**options).fit(make_model(), datamodule=make_data())
 
 
@@ -107,8 +108,6 @@ def test_a_full_disk_while_caching_says_how_much_is_needed(
 def test_a_corrupt_training_image_is_named(
     make_model: Model, make_engine: Engines, mvtec_root: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     root = tmp_path / "data"
     shutil.copytree(mvtec_root, root)
     for content in (b"", b"no image"):
@@ -148,7 +147,7 @@ def test_checkpoints_of_something_else(
     checkpoint = torch.load(path, weights_only=True)
     foreign = {**checkpoint, "hyper_parameters": {"num_neighbors": 9}, "state_dict": {"model.bank": torch.zeros(1)}}
     torch.save(foreign, tmp_path / "patchcore.ckpt")
-    with pytest.raises(ValueError, match=r"patchcore\.ckpt is not of a Cdd model"):
+    with pytest.raises(ValueError, match="not of this model"):
         Cdd.load_from_checkpoint(tmp_path / "patchcore.ckpt")
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
     with pytest.raises(ValueError, match=r"text\.ckpt"):
@@ -163,8 +162,7 @@ def test_checkpoints_never_run_code(make_model: Model, make_data: Data, make_eng
     torch.save(evil, tmp_path / "evil.ckpt")
     with pytest.raises(ValueError, match=r"evil\.ckpt.*could run code"):
         Cdd.load_from_checkpoint(tmp_path / "evil.ckpt")
-    with warnings.catch_warnings(), pytest.raises(pickle.UnpicklingError):
-        warnings.simplefilter("ignore")
+    with pytest.raises(pickle.UnpicklingError):
         make_engine(2).fit(make_model(), datamodule=make_data(), ckpt_path=tmp_path / "evil.ckpt")
     assert not (tmp_path / "ran").exists()
 
