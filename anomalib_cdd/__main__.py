@@ -34,6 +34,11 @@ class CddCLI(AnomalibCLI):
             self.subcommand_parsers[name] = module.get_parser()
             action_subcommand.add_subcommand(name, self.subcommand_parsers[name], help=SUBCOMMANDS[name])
 
+    def _run_subcommand(self) -> None:
+        if self.config["subcommand"] == "benchmark":
+            let_benchmark_rows_differ()
+        super()._run_subcommand()
+
     def demo(self) -> None:
         """Run the demo; anomalib's CLI calls a subcommand that it does not know by its name."""
         from anomalib_cdd import demo
@@ -49,6 +54,17 @@ class CddCLI(AnomalibCLI):
             failed = fuad.run(self.config["fuad"])
         if failed:
             sys.exit(1)
+
+
+def let_benchmark_rows_differ() -> None:
+    """Let models with different arguments stand in one table: anomalib's own collection takes the first one's columns.
+
+    A column that a model does not have is empty in its row.
+    """
+    import pandas as pd
+    from anomalib.pipelines.benchmark.job import BenchmarkJob
+
+    BenchmarkJob.collect = staticmethod(pd.DataFrame)  # type: ignore[method-assign, assignment]
 
 
 @contextmanager

@@ -56,7 +56,9 @@ class TrainingSet:
         """Read the trainer's training data."""
         loader = training_loader(trainer)
         options = model.options
-        features = TeacherFeatures(loader, lambda batch: extract(model, batch), model.device, cast("torch.dtype", model.dtype))
+        features = TeacherFeatures(
+            loader, lambda batch: extract(model, batch), model.device, cast("torch.dtype", model.dtype)
+        )
         random = [
             name
             for name, transform in (
