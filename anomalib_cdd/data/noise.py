@@ -15,6 +15,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName, ValSplitMode
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from anomalib.data import AnomalibDataset
     from lightning.pytorch.utilities.types import EVAL_DATALOADERS
+    from numpy.typing import ArrayLike
 
 logger = logging.getLogger(__name__)
 
@@ -272,14 +274,16 @@ class NoiseInjection(AnomalibDataModule):
             self._split = draw_split(normal, pool, self.noise_ratio, self.noise_seed, self.max_normal)
         self._inject([name in self._split for name in normal], [name in self._split for name in test_names])
 
-    def _inject(self, kept: list[bool], drawn: list[bool]) -> None:
+    def _inject(self, kept: ArrayLike, drawn: ArrayLike) -> None:
         """Move (or copy) the drawn rows of the test set, as normal ones, to the kept rows of the training set."""
+        # masks as arrays: a folder without a test set has none, and pandas takes an empty list for columns
+        kept, drawn = np.array(kept, dtype=bool), np.array(drawn, dtype=bool)
         train, test = self.train_data.samples, self.test_data.samples.assign(is_noise=drawn)
         self.test_data.samples = test
-        self._injected_data = self.test_data.subsample([row for row, is_drawn in enumerate(drawn) if is_drawn])
+        self._injected_data = self.test_data.subsample(drawn.nonzero()[0].tolist())
         self.train_data.samples = join_as_normal(train[kept], test[drawn])
         if not self.overlap:
-            self.test_data.samples = test[[not is_drawn for is_drawn in drawn]]
+            self.test_data.samples = test[~drawn]
         self._log_counts()
 
     def _log_counts(self) -> None:

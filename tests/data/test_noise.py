@@ -364,3 +364,22 @@ def test_before_setup():
         _ = MVTecNoisy().injected_data
     with pytest.raises(RuntimeError, match="setup"):
         MVTecNoisy().write_manifest("manifest.csv")
+
+
+def test_a_folder_of_unknown_images_alone_can_be_trained_on(folder_root: Path) -> None:
+    """What a factory has: no test set, no labels, nothing to inject."""
+    data = FolderNoisy(
+        name="parts",
+        root=folder_root,
+        normal_dir="good",
+        noise_ratio=0,
+        test_split_mode="none",
+        val_split_mode="none",
+        train_batch_size=4,
+        num_workers=0,
+    )
+    data.setup()
+    assert len(data.train_data) > 0
+    assert len(data.test_data) == 0
+    assert len(data.injected_data) == 0
+    assert next(iter(data.train_dataloader())).image.ndim == 4

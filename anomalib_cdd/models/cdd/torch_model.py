@@ -3,6 +3,7 @@
 """Teacher and global student: what inference and every export needs, and nothing else (CDD Eq. 11)."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,11 @@ class CddModel(nn.Module):
         self.tiler: Tiler | None = None
         self.teacher = Teacher(backbone, layers, pre_trained, weights)
         self.student = build_student(self.teacher, student_width)
-        self.blur = GaussianBlur2d(sigma=BLUR_SIGMA, kernel_size=BLUR_KERNEL)
+        # a Gaussian is separable: rows, then columns
+        self.blur = nn.Sequential(
+            GaussianBlur2d(sigma=BLUR_SIGMA, kernel_size=(BLUR_KERNEL, 1)),
+            GaussianBlur2d(sigma=BLUR_SIGMA, kernel_size=(1, BLUR_KERNEL)),
+        )
         # 1 - cos reaches 1 where both levels are never negative, and 2 elsewhere
         largest = 2 if any(level.signed for level in self.teacher.levels) else 1
         self.map_scale = 1 / (largest * len(self.teacher.levels))
@@ -69,12 +74,27 @@ class CddModel(nn.Module):
             ``anomaly_map``, shape ``(B, 1, H, W)``, and its maximum ``pred_score``, shape ``(B,)``; both in [0, 1].
         """
         features = self.teacher_features(images)
-        size = (self.tiler.tile_size_h, self.tiler.tile_size_w) if self.tiler else images.shape[-2:]
-        anomaly_map = self.distance_map(features, self.student(features), size)
-        if self.tiler:
-            anomaly_map = self.tiler.untile(anomaly_map)
-        anomaly_map = self.blur(anomaly_map)
+        reconstructed = self.student(features)
+        # in full precision: bf16 has 256 values between 0.5 and 1, and scores would tie
+        with full_precision(images.device.type):
+            anomaly_map = self.anomaly_map(features, reconstructed, images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-3, -2, -1)), anomaly_map=anomaly_map)
+
+    def anomaly_map(self, teacher: list[Tensor], student: list[Tensor], size: Sequence[int]) -> Tensor:
+        """Return the blurred map of images of ``size``, put together from tiles where there is a tiler.
+
+        Args:
+            teacher: Levels, each ``(B, C_l, H_l, W_l)``.
+            student: Levels of the same shapes.
+            size: Height and width of the images.
+
+        Returns:
+            Shape ``(B, 1, H, W)``, in [0, 1].
+        """
+        if self.tiler is None:
+            return self.blur(self.distance_map(teacher, student, size))
+        tile_size = (self.tiler.tile_size_h, self.tiler.tile_size_w)
+        return self.blur(self.tiler.untile(self.distance_map(teacher, student, tile_size)))
 
     def distance_map(self, teacher: list[Tensor], student: list[Tensor], size: Sequence[int]) -> Tensor:
         """Return the cosine distance per pixel, summed over the levels and scaled to [0, 1].
@@ -96,5 +116,12 @@ class CddModel(nn.Module):
             )
             for t, s in zip(teacher, student, strict=True)
         ]
-        total = torch.stack(maps).sum(dim=0).to(self.blur.kernel.dtype)
-        return total.clamp_min(0) * self.map_scale
+        total = torch.stack(maps).sum(dim=0).clamp_min(0) * self.map_scale
+        return total.to(next(self.blur.buffers()).dtype)
+
+
+def full_precision(device_type: str) -> AbstractContextManager:
+    """Leave autocast, where there is one: an export traces no context."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

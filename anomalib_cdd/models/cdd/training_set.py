@@ -56,9 +56,8 @@ class TrainingSet:
         """Read the trainer's training data."""
         loader = training_loader(trainer)
         options = model.options
-        features = TeacherFeatures(
-            loader, lambda batch: extract(model, batch), model.device, cast("torch.dtype", model.dtype)
-        )
+        dtype = cast("torch.dtype", model.dtype)
+        features = TeacherFeatures(loader, lambda batch: extract(model, batch), model.device, dtype)
         random = [
             name
             for name, transform in (

@@ -17,6 +17,7 @@ from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models import get_model, list_models
+from anomalib.models.components import GaussianBlur2d
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
@@ -72,6 +73,34 @@ def test_scores_and_maps_lie_between_0_and_1(make_model: Model) -> None:
         assert batch.anomaly_map.min() >= 0
         assert batch.anomaly_map.max() <= 1
         assert torch.allclose(batch.pred_score, batch.anomaly_map.amax(dim=(1, 2, 3)))
+
+
+def test_the_map_is_the_papers(make_model: Model) -> None:
+    """Eq. 11 by hand, smoothed with anomalib's own two-dimensional kernel."""
+    model = make_model().model.eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        teacher = model.teacher(images)
+        levels = zip(teacher, model.student(teacher), strict=True)
+        maps = [
+            torch.nn.functional.interpolate(
+                (1 - torch.cosine_similarity(t, s, dim=1))[:, None],
+                size=(64, 64),
+                mode="bilinear",
+                align_corners=True,
+            )
+            for t, s in levels
+        ]
+        expected = GaussianBlur2d(sigma=4.0, kernel_size=33)(sum(maps) / 3)
+        assert torch.allclose(model(images).anomaly_map, expected, atol=1e-5)
+
+
+def test_scores_do_not_tie_in_low_precision(make_model: Model) -> None:
+    model = make_model().model.eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        batch = model(torch.randn(50, 3, 64, 64))
+    assert batch.pred_score.dtype == torch.float32
+    assert len(batch.pred_score.unique()) == 50
 
 
 RUN = """
