@@ -94,3 +94,28 @@ def test_benchmark_rows_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     table = BenchmarkJob.collect(rows)
     assert table["image_AUROC"].tolist() == [0.9, 0.8]
     assert table["ratio"].isna().tolist() == [True, False]
+
+
+def test_train_predict_and_export_from_the_command_line(
+    mvtec_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = [
+        "--model", "anomalib_cdd.Cdd", "--model.backbone", "test_resnet", "--model.pre_trained", "false",
+        "--model.student_width", "8", "--model.domains", "[2]",
+    ]  # fmt: skip
+    data = ["--data", "MVTecNoisy", "--data.root", str(mvtec_root), "--data.category", "bottle"]
+    main([
+        "train", *model, *data, "--data.noise_ratio", "0.25", "--data.train_batch_size", "4", "--data.num_workers", "0",
+        "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+    ])  # fmt: skip
+    results = tmp_path / "results" / "Cdd" / "MVTecNoisy" / "bottle" / "v0"
+    checkpoint = results / "weights" / "lightning" / "model.ckpt"
+    assert (results / "manifest.csv").exists()
+    assert len(list(results.rglob("images/**/*.png"))) == 17  # 6 normal, 14 anomalous less the 3 injected
+    images = mvtec_root / "bottle" / "test" / "spot"
+    main(["predict", *model, "--data", str(images), "--ckpt_path", str(checkpoint)])
+    main(["export", *model, "--ckpt_path", str(checkpoint), "--export_type", "onnx", "--export_root", str(tmp_path)])
+    assert (tmp_path / "weights" / "onnx" / "model.onnx").exists()
