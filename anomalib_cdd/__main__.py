@@ -64,7 +64,7 @@ def let_benchmark_rows_differ() -> None:
     import pandas as pd
     from anomalib.pipelines.benchmark.job import BenchmarkJob
 
-    BenchmarkJob.collect = staticmethod(pd.DataFrame)  # type: ignore[method-assign]
+    BenchmarkJob.collect = staticmethod(pd.DataFrame)  # type: ignore[method-assign, assignment]
 
 
 @contextmanager

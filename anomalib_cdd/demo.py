@@ -176,7 +176,7 @@ def _contact_sheet(model: AnomalibModule, datamodule: AnomalibDataModule, worst:
     figure = Figure(figsize=(2 * len(worst), 4.6), layout="constrained")
     axes = figure.subplots(2, len(worst), squeeze=False)
     for (image_axis, map_axis), row in zip(axes.T, worst.itertuples(), strict=True):
-        with Image.open(row.image_path) as image:
+        with Image.open(str(row.image_path)) as image:
             image_axis.imshow(image.convert("RGB"))
         map_axis.imshow(map_of[row.image_path], cmap="inferno", vmin=low, vmax=high)
         image_axis.set_title(f"{row.rank}. {_truth(row)}\n{row.score:.4f}", fontsize=9)

@@ -49,9 +49,9 @@ def write_report(results: pd.DataFrame, n_cells: int) -> str:
     if len(failed):
         parts.append("## Failed")
         parts += [
-            f"- {row.data}, noise ratio {row.noise_ratio:g}, {row.model}, seed {row.seed}: "
-            f"`{str(row.error).splitlines()[0]}`"
-            for row in failed.itertuples()
+            f"- {row['data']}, noise ratio {row['noise_ratio']:g}, {row['model']}, seed {row['seed']}: "
+            f"`{str(row['error']).splitlines()[0]}`"
+            for row in failed.to_dict("records")
         ]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
