@@ -376,7 +376,11 @@ def test_progress_moves_within_the_epoch_and_everything_is_logged(
     assert float(by_epoch[3]["train_loss_confident"]) > 0
 
 
-def test_the_papers_epochs_are_the_default_and_an_explicit_number_wins(make_model: Model, make_data: Data) -> None:
+def test_the_papers_epochs_are_the_default_and_an_explicit_number_wins(
+    make_model: Model,
+    make_data: Data,
+    tmp_path: Path,
+) -> None:
     class Stop(Callback):
         epochs = 0
 
@@ -386,7 +390,7 @@ def test_the_papers_epochs_are_the_default_and_an_explicit_number_wins(make_mode
 
     for given, expected in ((None, 200), (1000, 1000), (3, 3)):
         options = {} if given is None else {"max_epochs": given}
-        engine = Engine(logger=False, accelerator="cpu", callbacks=[Stop()], **options)
+        engine = Engine(logger=False, accelerator="cpu", callbacks=[Stop()], default_root_dir=tmp_path, **options)
         with pytest.raises(InterruptedError):
             engine.fit(make_model(), datamodule=make_data())
         assert Stop.epochs == expected
