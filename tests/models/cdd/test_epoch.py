@@ -269,3 +269,104 @@ def test_all_off_is_reverse_distillation(
             optimizer.step()
     for name, value in rival.student.state_dict().items():
         assert torch.allclose(value, model.model.student.state_dict()[name], atol=1e-4), name
+
+
+def test_confident_images_are_those_that_the_previous_student_reproduces_best(
+    make_model: Callable[..., Cdd],
+    make_data: Callable[..., MVTecNoisy],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder = Recorder(monkeypatch)
+    expected: list[Tensor] = []
+    recall = TrainingSet.recall
+
+    def by_hand(training_set: TrainingSet, student: Any, needed: bool) -> None:
+        recall(training_set, student, needed)
+        [teacher] = training_set.teacher([torch.arange(IMAGES)])
+        with torch.no_grad():
+            levels = zip(teacher, student(teacher), strict=True)
+            expected.append(sum(torch.cosine_similarity(a, b, dim=1).mean(dim=(1, 2)) for a, b in levels))
+        assert torch.allclose(training_set.confidence, expected[-1], atol=1e-5)
+
+    monkeypatch.setattr(TrainingSet, "recall", by_hand)
+    make_engine(max_epochs=3).fit(make_model(learning_rate=0.02), datamodule=make_data())
+    assert not torch.allclose(expected[1], expected[2], atol=1e-3)
+    for epoch in (1, 2):
+        confident = recorder.domains[epoch].confident
+        assert len(confident) > 1
+        assert set(confident.tolist()) == set(expected[epoch].topk(len(confident)).indices.tolist())
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize(("regularization", "weight"), [("s-curve", 0.5), (2.0, 2.0), (0.0, 0.0)])
+def test_domain_loss_is_equation_15(
+    make_model: Callable[..., Cdd],
+    make_data: Callable[..., MVTecNoisy],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    regularization: float | str,
+    weight: float,
+    cache: str,
+) -> None:
+    seen: list[tuple[Tensor, list[Tensor], list[Tensor]]] = []
+    original, update = lightning_model.distance, Cdd._update
+    checked = Counter()
+
+    def record(target: Any, output: Any) -> Tensor:
+        seen.append((original(target, output).detach(), target, output))
+        return original(target, output)
+
+    def check(model: Cdd, optimizer: Any, loss: Tensor, stage: str) -> None:
+        if stage == "domain" and model.current_epoch == 1:
+            _, teacher, output = seen[0]
+            with torch.no_grad():
+                previous = model.training_set._previous(teacher)
+            expected = original(teacher, output) + weight * original(previous, output)
+            # the previous student's levels are kept in bf16
+            assert loss.item() == pytest.approx(expected.item(), abs=2e-3)
+            checked[stage] += 1
+        seen.clear()
+        update(model, optimizer, loss, stage)
+
+    monkeypatch.setattr(lightning_model, "distance", record)
+    monkeypatch.setattr(Cdd, "_update", check)
+    model = make_model(domains=(2,), regularization=regularization, cache=cache)
+    make_engine(max_epochs=2).fit(model, datamodule=make_data())
+    assert checked["domain"] > 0
+
+
+@pytest.mark.parametrize(("scale", "sigma"), [("absolute", 0.2), ("relative", 0.5), ("absolute", 0.0)])
+def test_noise_is_on_the_global_students_input_in_the_cross_domain_stage_alone(
+    make_model: Callable[..., Cdd],
+    make_data: Callable[..., MVTecNoisy],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    scale: str,
+    sigma: float,
+) -> None:
+    model = make_model(feature_noise=sigma, feature_noise_scale=scale)
+    inputs: list[list[Tensor]] = []
+    noise: dict[str, list[Tensor]] = {"global": [], "confident": []}
+    update = Cdd._update
+    model.model.student.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+
+    def look(model: Cdd, optimizer: Any, loss: Tensor, stage: str) -> None:
+        if stage in noise:
+            clean = model.training_set.features.cache.read(torch.arange(IMAGES))
+            for level, known in zip(inputs[-1], clean, strict=True):
+                gaps = [min((sample - other for other in known), key=torch.norm) for sample in level]
+                gap = torch.stack(gaps)
+                noise[stage].append(gap / level.std() if scale == "relative" else gap)
+        update(model, optimizer, loss, stage)
+
+    monkeypatch.setattr(Cdd, "_update", look)
+    make_engine(max_epochs=3).fit(model, datamodule=make_data())
+    assert max(gap.abs().max() for gap in noise["confident"]) == 0
+    first, last = noise["global"][0], noise["global"][-3]
+    # relative noise raises the level's own standard deviation: sigma / sqrt(1 + sigma^2) of what is seen
+    expected = sigma / math.sqrt(1 + sigma**2) if scale == "relative" else sigma
+    assert first.std().item() == pytest.approx(expected, rel=0.1)
+    assert first.mean().abs().item() < 0.05
+    if sigma:
+        assert not torch.equal(first[:2], last[:2])

@@ -565,3 +565,16 @@ print(*sorted(packages() - before))
     command = [sys.executable, "-W", "ignore", "-c", code]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     assert result.stdout.split() == ["anomalib_cdd"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "mean"), [("wide_resnet50_2.tv_in1k", [0.485, 0.456, 0.406]), (PYPI_TEACHER, [0.5] * 3)]
+)
+def test_default_pre_processor_is_the_papers_with_the_teachers_normalisation(backbone: str, mean: list[float]) -> None:
+    steps = Cdd.configure_pre_processor(backbone=backbone).transform.transforms
+    image = Compose(steps)(torch.full((1, 3, 300, 500), 0.75))
+    assert image.shape == (1, 3, 224, 224)
+    assert list(steps[0].size) == [256, 256]
+    assert list(steps[-1].mean) == mean
+    model = Cdd(backbone=PYPI_TEACHER, visualizer=False)
+    assert torch.allclose(model.pre_processor.transform(torch.full((1, 3, 300, 500), 0.75)), torch.tensor(0.5))
