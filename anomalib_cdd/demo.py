@@ -106,7 +106,7 @@ def run(config: Namespace) -> dict[str, Outcome]:
 def _check_packages(config: str) -> None:
     missing = [package for package, used in PACKAGES.items() if used in config and find_spec(package) is None]
     if missing:
-        msg = f'The demo needs {" and ".join(missing)}: pip install "anomalib-cdd[demo]"'
+        msg = f"The demo needs {' and '.join(missing)}: pip install {' '.join(missing)} (this package's extra `demo`)."
         raise ModuleNotFoundError(msg)
 
 

@@ -9,6 +9,7 @@ Scores and maps are the model's own, before anomalib's post-processor: its norma
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -241,7 +242,7 @@ def _score(
     datamodule: AnomalibDataModule,
     dataset: AnomalibDataset,
     description: str,
-    **kwargs: bool | str | torch.device | None,
+    **kwargs: Any,
 ) -> Predictions:
     """Score one of the datamodule's datasets the way its test images are seen."""
     return score_dataset(
@@ -251,7 +252,7 @@ def _score(
         batch_size=datamodule.eval_batch_size,
         num_workers=datamodule.num_workers,
         description=description,
-        **kwargs,  # type: ignore[arg-type]
+        **kwargs,
     )
 
 
@@ -319,8 +320,9 @@ class _Gathered:
             self.predictions = replace(self.predictions, maps=np.empty(shape, dtype=np.float32))
         if masks is not None and self.predictions.masks is None:
             self.predictions = replace(self.predictions, masks=np.zeros(shape, dtype=bool))
-        self.predictions.maps[rows] = maps.cpu().numpy()  # type: ignore[index]
-        if masks is None:
+        if self.predictions.maps is not None:
+            self.predictions.maps[rows] = maps.cpu().numpy()
+        if masks is None or self.predictions.masks is None:
             return
         if masks.shape[-2:] != maps.shape[-2:]:
             msg = (
@@ -328,7 +330,7 @@ class _Gathered:
                 "transform has to leave both at the same size."
             )
             raise ValueError(msg)
-        self.predictions.masks[rows] = masks.cpu().numpy()  # type: ignore[index]
+        self.predictions.masks[rows] = masks.cpu().numpy()
 
     def result(self) -> Predictions:
         return self.predictions

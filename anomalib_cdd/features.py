@@ -9,9 +9,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib.data import ImageBatch, ImageItem
@@ -183,6 +183,7 @@ class TeacherFeatures:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dataset: Dataset = loader.dataset
+        self.images = len(cast("Sized", loader.dataset))
         self.batch_size = loader.batch_size or 1
         self.cache: FeatureCache | None = None
         self.per_image = 1
@@ -194,7 +195,7 @@ class TeacherFeatures:
 
     def __len__(self) -> int:
         """Return the number of samples: images, or tiles of images."""
-        return len(self.dataset) * self.per_image  # type: ignore[arg-type]
+        return self.images * self.per_image
 
     def _probe(self) -> list[torch.Size]:
         levels = self._extract(self._loader.collate_fn([self.dataset[0]]))
@@ -204,7 +205,7 @@ class TeacherFeatures:
     def fill(self, budget: FeatureBudget) -> None:
         """Read every image once and keep its levels in fp16."""
         cache = budget.cache(len(self), self.shapes, torch.float16)
-        images = torch.arange(len(self.dataset)).split(self.batch_size)  # type: ignore[arg-type]
+        images = torch.arange(self.images).split(self.batch_size)
         batches = tqdm(self._read_images(list(images)), total=len(images), desc="Teacher features", leave=False)
         for indices, levels in zip(images, batches, strict=True):
             cache.write(self._samples(indices), levels)
@@ -244,8 +245,8 @@ def placeholder_loader(images: int, batch_size: int) -> DataLoader:
 
     It drives the trainer's progress once the features are cached, at no cost in decoded images.
     """
-    items = [ImageItem(image=torch.zeros(3, 1, 1)) for _ in range(images)]
-    return DataLoader(items, batch_size=batch_size, collate_fn=ImageBatch.collate)  # type: ignore[arg-type]
+    items = cast("Dataset", [ImageItem(image=torch.zeros(3, 1, 1))] * images)
+    return DataLoader(items, batch_size=batch_size, collate_fn=ImageBatch.collate)
 
 
 # What gives the same image for the same file every time. Anything else is taken for random.

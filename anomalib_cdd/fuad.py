@@ -165,10 +165,11 @@ def _refuse_set_by_grid(kind: str, name: str, entry: dict[str, Any]) -> None:
 def _fill_data_root(entry: dict[str, Any], data_root: str | None, name: str) -> dict[str, Any]:
     variables = {} if data_root is None else {"data_root": data_root}
     try:
-        return OmegaConf.to_container(OmegaConf.create(variables | {"entry": entry}), resolve=True)["entry"]  # type: ignore[call-overload, index, return-value]
+        filled: Any = OmegaConf.to_container(OmegaConf.create(variables | {"entry": entry}), resolve=True)
     except OmegaConfBaseException as error:
         msg = f"{name}: {str(error).splitlines()[0]}. Pass --data_root DIR."
         raise ConfigError(msg) from error
+    return filled["entry"]
 
 
 def _run_cell(cell: Cell, config: Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ ranked as they are. AUPRO and PRO are different numbers: one curve over a whole 
 
 from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,8 +54,8 @@ def aupro(parts: Iterable[tuple[NDArray[np.float32], NDArray[np.bool_]]]) -> flo
         n_anomalous, n_pixels = n_anomalous + int(masks.sum()), n_pixels + masks.size
         if len(maps):
             # all that the metric reads of a batch
-            fields = SimpleNamespace(anomaly_map=torch.from_numpy(maps), gt_mask=torch.from_numpy(masks))
-            metric.update(fields)  # type: ignore[arg-type]
+            fields: Any = SimpleNamespace(anomaly_map=torch.from_numpy(maps), gt_mask=torch.from_numpy(masks))
+            metric.update(fields)
     return NAN if n_anomalous in {0, n_pixels} else float(metric.compute())
 
 

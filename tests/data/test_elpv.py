@@ -111,7 +111,7 @@ def test_root_of_one_s_own(tmp_path):
 
 def test_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "anomalib-cdd\[demo\]"'):
+    with pytest.raises(ModuleNotFoundError, match="pip install elpv-dataset"):
         Elpv()
     Elpv(root="elsewhere")
 
@@ -128,3 +128,13 @@ def test_package_is_not_imported():
 def test_arguments_out_of_range_are_named(argument, value):
     with pytest.raises(ValueError, match=f"{argument} has to be .*{value}"):
         elpv(**{argument: value})
+
+
+def test_without_a_validation_set_there_is_no_validation_loader() -> None:
+    data = Elpv(val_split_mode="none", num_workers=0)
+    data.setup()
+    assert data.val_dataloader() == []
+    assert len(Elpv(val_split_mode="none").val_dataloader()) == 0
+    validated = Elpv(val_split_mode="same_as_test", num_workers=0)
+    validated.setup()
+    assert len(validated.val_dataloader()) > 0

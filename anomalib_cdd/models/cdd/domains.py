@@ -3,7 +3,7 @@
 """Confidence-guided domain construction (CDD Sec. 4.1, Eq. 13, 14, 16; Algorithm 1, lines 7 to 13).
 
 Pure functions: how many domains an epoch has, how many images count as confidently normal, how strongly the
-previous student holds a domain student back, and which image belongs to which domain.
+previous student holds a domain student back, which image belongs to which domain, and what is visited.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 S_CURVE_POWER = 4.0
 # seeds of neighbouring runs share no epoch's seed
 EPOCHS_APART = 1_000_003
+NO_DOMAIN = -1
 
 
 class Domains(NamedTuple):
@@ -95,6 +96,24 @@ def partition(confidence: Tensor, confident: int, domains: int, generator: Gener
     dealt = ranked[confident:] if shared else ranked
     dealt = dealt[torch.randperm(len(dealt), generator=generator)]
     return Domains(ranked[:confident], tuple(dealt[k::domains] for k in range(domains)), shared)
+
+
+def visits_of(domains: Domains, confident_each: bool = True) -> Tensor:
+    """Return what the global student visits (Algorithm 1, lines 18 and 19).
+
+    Args:
+        domains: The epoch's domains.
+        confident_each: Whether a confident image that is in every domain is visited once for each, or once in all.
+
+    Returns:
+        Rows (image, domain whose student is no candidate for it), shape ``(V, 2)``; -1 where none is excluded.
+    """
+    groups: list[tuple[Tensor, Sequence[int]]] = [(part, (k,)) for k, part in enumerate(domains.parts)]
+    if domains.shared:
+        groups.insert(0, (domains.confident, range(len(domains.parts)) if confident_each else (NO_DOMAIN,)))
+    return torch.cat(
+        [torch.stack([images, torch.full_like(images, owner)], dim=1) for images, owners in groups for owner in owners]
+    )
 
 
 def batches(indices: Tensor, size: int, generator: Generator | None = None) -> list[Tensor]:

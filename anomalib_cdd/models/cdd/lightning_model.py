@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
@@ -28,20 +27,20 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, normalisation
+from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalisation
 from anomalib_cdd.visualization import UncroppedVisualizer
 
 from . import checks
 from .domains import (
-    Domains,
     batches,
     confident_count,
     domain_count,
     epoch_generator,
     partition,
     regularization_weight,
+    visits_of,
 )
-from .loss import Levels, Selection, distance, target_distance
+from .loss import Selection, distance, perturb, target_distance
 from .students import DEFAULT_WIDTH, Student
 from .torch_model import CddModel
 from .training_set import TrainingSet
@@ -50,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 PAPER_EPOCHS = 200
 ADAM_BETAS = (0.5, 0.999)
-NO_DOMAIN = -1
 
 
 class Cdd(AnomalibModule):
@@ -152,7 +150,7 @@ class Cdd(AnomalibModule):
             visualizer=visualizer,
         )
         checks.check_options(self.options)
-        self.model: CddModel = CddModel(backbone, layers, pre_trained, weights, student_width)
+        self.model: CddModel = CddModel(Teacher(backbone, layers, pre_trained, weights), student_width)
         self.automatic_optimization = False
         # not modules: what follows is of training alone and stays out of checkpoints and exports
         self._training_set: TrainingSet | None = None
@@ -187,12 +185,13 @@ class Cdd(AnomalibModule):
         count = domain_count(e, epochs, options.domains) if options.domain_construction and not warm_up else 1
         confident = confident_count(e, epochs, len(data), options.max_confident) if guided else 0
         weight = regularization_weight(e, epochs, options.regularization) if across else 0.0
+        sigma, relative = 0.0 if warm_up else options.feature_noise, options.feature_noise_scale == "relative"
 
         # lines 6 to 9: confidence by the previous student, domains around the confident images
         data.recall(previous, needed=across or bool(confident))
         domains = partition(data.confidence, confident, count, generator, shared=options.confidence_guidance)
         parts = [batches(domains.domain(k), size, generator) for k in range(count)] if across else []
-        visits = self._visits(domains)
+        visits = visits_of(domains, confident_each=options.confident_visits == "each")
         visit_batches = batches(visits, size, generator)
         distils = options.confident_distillation and len(domains.confident) > 1
         confident_batches = batches(domains.confident, size, generator) if distils else []
@@ -215,7 +214,7 @@ class Cdd(AnomalibModule):
         # lines 18 to 26: the other domains' students say what is normal in each image (Eq. 17 to 20)
         targets = data.targets(students, visits, options.selection) if across else None
         for batch, teacher in zip(visit_batches, data.teacher([visit[:, 0] for visit in visit_batches]), strict=True):
-            output = global_student(self._perturb(teacher, 0.0 if warm_up else options.feature_noise, generator))
+            output = global_student(perturb(teacher, sigma, generator, relative))
             if targets is None:
                 loss = distance(teacher, output)
             else:
@@ -228,21 +227,6 @@ class Cdd(AnomalibModule):
             self._update(global_optimizer, distance(teacher, global_student(teacher)), "confident")
             yield
 
-    def _visits(self, domains: Domains) -> Tensor:
-        """Return what the global student visits: rows (image, domain whose student is no candidate for it)."""
-        parts: list[tuple[Tensor, tuple[int, ...]]] = [(images, (k,)) for k, images in enumerate(domains.parts)]
-        if domains.shared:
-            each = self.options.confident_visits == "each"
-            owners = tuple(range(len(domains.parts))) if each else (NO_DOMAIN,)
-            parts.insert(0, (domains.confident, owners))
-        return torch.cat(
-            [
-                torch.stack([images, torch.full_like(images, owner)], dim=1)
-                for images, owners in parts
-                for owner in owners
-            ]
-        )
-
     def _fork(self, k: int) -> tuple[Student, LightningOptimizer]:
         """Make domain student k equal to the global student, parameters and buffers, and ready its optimiser."""
         student, optimizer = self._domain_students[k], self._optimizers()[k + 1]
@@ -253,19 +237,6 @@ class Cdd(AnomalibModule):
         elif self.options.domain_optimizer == "fork":
             optimizer.optimizer.load_state_dict(copy.deepcopy(self._optimizers()[0].optimizer.state_dict()))
         return student, optimizer
-
-    def _perturb(self, levels: Levels, sigma: float, generator: torch.Generator) -> Levels:
-        """Add Gaussian noise to the global student's input (Eq. 19)."""
-        if not sigma:
-            return levels
-        relative = self.options.feature_noise_scale == "relative"
-        return [
-            torch.randn(level.shape, generator=generator)
-            .to(level)
-            .mul_(sigma * level.std() if relative else sigma)
-            .add_(level)
-            for level in levels
-        ]
 
     def _update(self, optimizer: LightningOptimizer, loss: Tensor, stage: str) -> None:
         """Take one optimiser step and log the stage's loss."""

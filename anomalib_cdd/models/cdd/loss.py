@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""Distances between features and the choice of the pseudo-normal target (CDD Eq. 1, 2, 12, 17, 18).
+"""Distances between features, their perturbation and the pseudo-normal target (CDD Eq. 1, 2, 12, 17 to 20).
 
 Pure functions. A "levels" argument is a list of L tensors ``(B, C_l, H_l, W_l)``. Everything is computed in fp32,
 whatever the precision of the networks.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 Levels = Sequence[Tensor]
@@ -124,6 +124,24 @@ def candidate_weights(affinity: Tensor, own: Tensor, selection: Selection) -> Te
     following = (own + 1) % count
     chosen = following if selection == "next" else affinity.masked_fill(~allowed, -torch.inf).argmax(dim=1)
     return F.one_hot(chosen, count).float()
+
+
+def perturb(levels: Levels, sigma: float, generator: Generator, relative: bool = False) -> Levels:
+    """Add Gaussian noise to the global student's input (Eq. 19).
+
+    Args:
+        levels: The teacher's.
+        sigma: Standard deviation of the noise; 0 adds none.
+        generator: Source of the noise, on the CPU, so that it is the same on every device.
+        relative: Whether ``sigma`` counts in standard deviations of each level.
+    """
+    if not sigma:
+        return levels
+    scales = [sigma * level.std() if relative else sigma for level in levels]
+    return [
+        torch.randn(level.shape, generator=generator).to(level).mul_(scale).add_(level)
+        for level, scale in zip(levels, scales, strict=True)
+    ]
 
 
 def pseudo_normal(candidates: Sequence[Levels], weights: Tensor, selection: Selection) -> list[Tensor]:

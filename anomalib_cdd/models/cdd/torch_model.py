@@ -4,7 +4,6 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,10 +27,7 @@ class CddModel(nn.Module):
     """A frozen teacher beside the global student.
 
     Args:
-        backbone: timm name of the teacher.
-        layers: Names of the teacher's levels; ``None`` takes those at strides 4, 8 and 16.
-        pre_trained: Whether to load the teacher's weights.
-        weights: A local weight file for the teacher.
+        teacher: The frozen teacher.
         student_width: Channels of the finest map of a student that is not anomalib's ResNet decoder.
 
     Attributes:
@@ -41,24 +37,21 @@ class CddModel(nn.Module):
 
     def __init__(
         self,
-        backbone: str,
-        layers: Sequence[str] | None = None,
-        pre_trained: bool = True,
-        weights: str | Path | None = None,
+        teacher: Teacher,
         student_width: int = DEFAULT_WIDTH,
     ) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
-        self.teacher = Teacher(backbone, layers, pre_trained, weights)
-        self.student = build_student(self.teacher, student_width)
+        self.teacher = teacher
+        self.student = build_student(teacher, student_width)
         # a Gaussian is separable: rows, then columns
         self.blur = nn.Sequential(
             GaussianBlur2d(sigma=BLUR_SIGMA, kernel_size=(BLUR_KERNEL, 1)),
             GaussianBlur2d(sigma=BLUR_SIGMA, kernel_size=(1, BLUR_KERNEL)),
         )
         # 1 - cos reaches 1 where both levels are never negative, and 2 elsewhere
-        largest = 2 if any(level.signed for level in self.teacher.levels) else 1
-        self.map_scale = 1 / (largest * len(self.teacher.levels))
+        largest = 2 if any(level.signed for level in teacher.levels) else 1
+        self.map_scale = 1 / (largest * len(teacher.levels))
 
     def teacher_features(self, images: Tensor) -> list[Tensor]:
         """Return the teacher's levels of normalised images ``(B, 3, H, W)``, of each tile where there is a tiler."""

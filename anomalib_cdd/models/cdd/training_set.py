@@ -76,7 +76,7 @@ class TrainingSet:
         except BaseException:
             budget.close()
             raise
-        spare_images(trainer, loader)
+        spare_images(trainer, loader, features.images)
         return cls(features, budget)
 
     def __len__(self) -> int:
@@ -116,7 +116,14 @@ class TrainingSet:
         if self._recalled is not None:
             return self._recalled.read(indices, teacher[0].device, teacher[0].dtype)
         with no_fp16():
-            return self._previous(teacher)  # type: ignore[misc]
+            return self._asked(teacher)
+
+    @property
+    def _asked(self) -> Student:
+        if self._previous is None:
+            msg = "The previous student is known once `recall` has been called."
+            raise RuntimeError(msg)
+        return self._previous
 
     @torch.no_grad()
     def targets(
@@ -137,7 +144,7 @@ class TrainingSet:
         """
         if self._budget is None:
             return lambda batch, teacher: self._choose(students, teacher, batch, selection)
-        self._targets = self._budget.cache(len(visits), self.features.shapes, torch.bfloat16)
+        cache = self._targets = self._budget.cache(len(visits), self.features.shapes, torch.bfloat16)
         row = torch.full((len(self), len(students) + 1), -1)
         row[visits[:, 0], visits[:, 1]] = torch.arange(len(visits))
         # visits of the same sample side by side: each S_h(F_T) is computed once
@@ -147,47 +154,38 @@ class TrainingSet:
             own[own == len(students)] = -1
             parts = batches(samples, self.batch_size)
             for indices, teacher in zip(parts, self.teacher(parts), strict=True):
-                self._keep_targets(students, indices, teacher, own, row, selection)
-        cache = self._targets
+                candidates, affinity = self._ask(students, own, indices, teacher, selection)
+                for owner in own.tolist():
+                    excluded = torch.full((len(indices),), owner, device=affinity.device)
+                    weights = candidate_weights(affinity, excluded, selection)
+                    cache.write(row[indices, owner], pseudo_normal(candidates, weights, selection))
         return lambda batch, teacher: cache.read(row[batch[:, 0], batch[:, 1]], teacher[0].device)
-
-    def _keep_targets(
-        self,
-        students: Sequence[Student],
-        indices: Tensor,
-        teacher: Levels,
-        own: Tensor,
-        row: Tensor,
-        selection: Selection,
-    ) -> None:
-        asked = [h for h in range(len(students)) if own.tolist() != [h]]
-        candidates, affinity = self._ask(students, asked, indices, teacher, selection)
-        for owner in own.tolist():
-            owners = torch.full((len(indices),), owner, device=affinity.device)
-            target = pseudo_normal(candidates, candidate_weights(affinity, owners, selection), selection)
-            self._targets.write(row[indices, owner], target)  # type: ignore[union-attr]
 
     @torch.no_grad()
     def _choose(self, students: Sequence[Student], teacher: Levels, batch: Tensor, selection: Selection) -> Levels:
-        candidates, affinity = self._ask(students, range(len(students)), batch[:, 0], teacher, selection)
+        candidates, affinity = self._ask(students, batch[:, 1], batch[:, 0], teacher, selection)
         weights = candidate_weights(affinity, batch[:, 1].to(affinity.device), selection)
         return pseudo_normal(candidates, weights, selection)
 
     def _ask(
         self,
         students: Sequence[Student],
-        asked: Sequence[int],
+        own: Tensor,
         indices: Tensor,
         teacher: Levels,
         selection: Selection,
     ) -> tuple[list[Levels], Tensor]:
-        """Return the candidates S_h(F_T) and their affinity ``(B, K)`` to the previous student (Eq. 17)."""
+        """Return the candidates S_h(F_T) and their affinity ``(B, K)`` to the previous student (Eq. 17).
+
+        A student that ``own``, the domains that the visits exclude, leaves nobody to is not asked.
+        """
+        asked = [h for h in range(len(students)) if (own != h).any()]
         with no_fp16():
             answers = {h: students[h](teacher) for h in asked}
         candidates = [answers.get(h, teacher) for h in range(len(students))]
         affinity = torch.zeros(len(indices), len(students), device=teacher[0].device)
-        # of two domains' students the other one is the only candidate
-        if selection == "consensual" and len(students) > 2:
+        # of two students the other one is the only candidate, unless an image excludes none
+        if selection == "consensual" and (len(students) > 2 or bool((own < 0).any())):
             reference = self.recalled(indices, teacher)
             for h in asked:
                 affinity[:, h] = similarity(answers[h], reference)
@@ -238,7 +236,7 @@ def training_loader(trainer: Trainer) -> DataLoader:
     return loader
 
 
-def spare_images(trainer: Trainer, loader: DataLoader) -> None:
+def spare_images(trainer: Trainer, loader: DataLoader, images: int) -> None:
     """Let the loop of this fit run over empty batches: its images have been read."""
-    placeholder = placeholder_loader(len(loader.dataset), loader.batch_size or 1)  # type: ignore[arg-type]
+    placeholder = placeholder_loader(images, loader.batch_size or 1)
     trainer.fit_loop._data_source = _DataLoaderSource(placeholder, "")  # noqa: SLF001  # as in training_loader

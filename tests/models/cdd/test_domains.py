@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from anomalib_cdd.models.cdd.domains import (
+    Domains,
     batches,
     confident_count,
     domain_count,
     epoch_generator,
     partition,
     regularization_weight,
+    visits_of,
 )
 
 
@@ -84,3 +86,14 @@ def test_batches_hold_every_index_once_and_drop_a_last_one_alone() -> None:
     assert torch.cat(batches(torch.arange(9), 4)).tolist() == list(range(9))
     assert batches(torch.arange(0), 4) == []
     assert batches(torch.arange(0), 4, torch.Generator()) == []
+
+
+def test_visits_are_those_of_every_domain() -> None:
+    domains = Domains(torch.tensor([4, 2]), (torch.tensor([0, 3]), torch.tensor([1])), shared=True)
+    each = visits_of(domains)
+    for k in range(2):
+        assert sorted(each[each[:, 1] == k, 0].tolist()) == sorted(domains.domain(k).tolist())
+    assert len(each) == 2 * 2 + 3
+    assert visits_of(domains, confident_each=False).tolist() == [[4, -1], [2, -1], [0, 0], [3, 0], [1, 1]]
+    apart = Domains(torch.tensor([4]), (torch.tensor([0, 4]), torch.tensor([1])), shared=False)
+    assert visits_of(apart).tolist() == [[0, 0], [4, 0], [1, 1]]
