@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
 
+MEGABYTE = 2**20
 GIGABYTE = 2**30
 
 
@@ -31,6 +32,10 @@ class FeatureBudget:
     Args:
         memory_gb: Memory for all caches together, in GiB; 0 puts everything on disk.
         directory: Where the disk-backed ones go; ``None`` takes the system's temporary folder.
+
+    Attributes:
+        left: Bytes of memory left.
+        on_disk: Bytes handed out on disk so far.
 
     Raises:
         ValueError: If the budget is negative.
@@ -42,7 +47,7 @@ class FeatureBudget:
             raise ValueError(msg)
         self.left = int(memory_gb * GIGABYTE)
         self.directory = directory
-        self.folder: Path | None = None
+        self.on_disk = 0
 
     def cache(self, count: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> "FeatureCache":
         """Make a cache for ``count`` samples with levels of the given ``(C, H, W)`` shapes."""
@@ -51,20 +56,12 @@ class FeatureBudget:
         if in_memory:
             self.left -= size
             return FeatureCache(count, shapes, dtype, budget=self)
-        if self.folder is None:
-            if self.directory is not None:
-                Path(self.directory).mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix="anomalib_cdd_", dir=self.directory))
-            logger.info("Features beyond the memory budget go to %s", self.folder)
-        descriptor, name = tempfile.mkstemp(suffix=".bin", dir=self.folder)
-        os.close(descriptor)
-        return FeatureCache(count, shapes, dtype, budget=self, file=Path(name))
-
-    def close(self) -> None:
-        """Delete what is on disk."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder = None
+        directory = Path(self.directory or tempfile.gettempdir())
+        if self.on_disk == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            logger.info("Features beyond the memory budget go to %s", directory)
+        self.on_disk += size
+        return FeatureCache(count, shapes, dtype, budget=self, directory=directory)
 
 
 class FeatureCache:
@@ -75,7 +72,8 @@ class FeatureCache:
         shapes: ``(C_l, H_l, W_l)`` of each level.
         dtype: How they are kept. fp16 is right for a trained teacher; an untrained student overflows it: bf16.
         budget: Gets the memory back when the cache is released.
-        file: Memory-mapped file for the values; ``None`` keeps them in memory.
+        directory: Folder of the memory-mapped file that holds the values; ``None`` keeps them in memory. The file has
+            no name once it is mapped: the system frees it with the process, however that ends.
 
     Raises:
         OSError: If the disk has no room for them; the message says how much is needed.
@@ -87,12 +85,13 @@ class FeatureCache:
         shapes: Sequence[Sequence[int]],
         dtype: torch.dtype,
         budget: FeatureBudget | None = None,
-        file: Path | None = None,
+        directory: Path | None = None,
     ) -> None:
         self.shapes = [tuple(shape) for shape in shapes]
-        self.file = file
         self.size = self.size_of(count, shapes, dtype)
         self._budget = budget
+        self._directory = directory
+        self._file: Path | None = None
         self._sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
         self._values = self._allocate(count, sum(self._sizes), dtype)
 
@@ -102,27 +101,30 @@ class FeatureCache:
         return count * sum(int(torch.Size(shape).numel()) for shape in shapes) * dtype.itemsize
 
     def _allocate(self, count: int, width: int, dtype: torch.dtype) -> Tensor:
-        if self.file is None:
+        if self._directory is None or count == 0:
             return torch.empty(count, width, dtype=dtype)
-        if count == 0:
-            return torch.empty(0, width, dtype=dtype)
+        descriptor, name = tempfile.mkstemp(prefix="anomalib_cdd_", dir=self._directory)
         try:
             # a sparse file on a full disk would kill the process with SIGBUS at the first write
-            with self.file.open("r+b") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, self.size)
-                else:
-                    file.truncate(self.size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, self.size)
+            else:
+                os.truncate(descriptor, self.size)
+            return torch.from_file(name, shared=True, size=count * width, dtype=dtype).view(count, width)
         except OSError as error:
-            self.file.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.file.parent).free
+            free = shutil.disk_usage(self._directory).free
             msg = (
-                f"No room for the feature cache in {self.file.parent}: {self.size / GIGABYTE:.1f} GiB needed, "
-                f"{free / GIGABYTE:.1f} GiB free. Raise `cache_memory_gb`, set `cache_dir` to a larger disk, or set "
+                f"No room for the feature cache in {self._directory}: {self.size / MEGABYTE:,.0f} MiB needed, "
+                f"{free / MEGABYTE:,.0f} MiB free. Raise `cache_memory_gb`, set `cache_dir` to a larger disk, or set "
                 "`cache: off`."
             )
             raise OSError(msg) from error
-        return torch.from_file(str(self.file), shared=True, size=count * width, dtype=dtype).view(count, width)
+        finally:
+            os.close(descriptor)
+            try:
+                Path(name).unlink()
+            except PermissionError:  # Windows keeps the name of a mapped file
+                self._file = Path(name)
 
     def write(self, indices: Tensor, levels: Sequence[Tensor]) -> None:
         """Keep the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices``.
@@ -155,9 +157,9 @@ class FeatureCache:
     def release(self) -> None:
         """Give memory or disk back."""
         self._values = torch.empty(0)
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
-        elif self._budget is not None:
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        if self._directory is None and self._budget is not None:
             self._budget.left += self.size
         self._budget = None
 

@@ -71,11 +71,7 @@ class TrainingSet:
                 logger.warning("Teacher features are not cached: %s may be random.", " and ".join(random))
             return cls(features, budget=None)
         budget = FeatureBudget(options.cache_memory_gb, options.cache_dir)
-        try:
-            features.fill(budget)
-        except BaseException:
-            budget.close()
-            raise
+        features.fill(budget)
         spare_images(trainer, loader, features.images)
         return cls(features, budget)
 
@@ -200,8 +196,8 @@ class TrainingSet:
     def close(self) -> None:
         """Give memory and disk back."""
         self._forget()
-        if self._budget is not None:
-            self._budget.close()
+        if self.features.cache is not None:
+            self.features.cache.release()
 
 
 def no_fp16() -> AbstractContextManager:
