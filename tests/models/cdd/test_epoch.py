@@ -335,6 +335,26 @@ def test_confident_images_are_those_that_the_previous_student_reproduces_best(
 
 
 @pytest.mark.parametrize("cache", ["auto", "off"])
+def test_each_image_is_recalled_as_itself(
+    make_model: Model, make_data: Data, make_engine: Engines, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    recall = TrainingSet.recall
+
+    def by_hand(training_set: TrainingSet, student: Any, needed: bool) -> None:
+        # a small student says much the same of every image; the teacher does not
+        recall(training_set, lambda levels: [2 * level for level in levels], needed)
+        indices = torch.randperm(IMAGES)
+        [teacher] = training_set.teacher([indices])
+        recalled = training_set.recalled(indices, teacher)
+        for level, twice in zip(teacher, recalled, strict=True):
+            assert torch.equal(torch.cdist(2 * level.flatten(1), twice.flatten(1)).argmin(dim=1), torch.arange(IMAGES))
+        recall(training_set, student, needed)
+
+    monkeypatch.setattr(TrainingSet, "recall", by_hand)
+    make_engine(max_epochs=1).fit(make_model(cache=cache), datamodule=make_data())
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
 @pytest.mark.parametrize(("regularization", "weight"), [("s-curve", 0.5), (2.0, 2.0), (0.0, 0.0)])
 def test_domain_loss_is_equation_15(
     make_model: Model,
