@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from anomalib_cdd.measures import NAN, aupro, auroc, pro_per_image
 
-IMAGE_MEASURES = ("image_AUROC", "image_AUROC_overlap", "injected_AUROC", "noise_AP")
+IMAGE_MEASURES = ("image_AUROC", "image_AUROC_overlap", "injected_AUROC", "noise_AP", "noise_precision")
 PIXEL_MEASURES = ("pixel_AUROC", "pixel_AUROC_overlap", "AUPRO", "AUPRO_overlap", "PRO", "PRO_overlap")
 
 
@@ -63,6 +63,27 @@ class Predictions:
             maps=None if self.maps is None else self.maps[keep],
             masks=None if self.masks is None else self.masks[keep],
         )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a trained model said of all images, and what that is worth.
+
+    Attributes:
+        clean: The test images that were not injected.
+        injected: The injected images, with their true labels.
+        ranking: Of the training images, see :func:`training_ranking`.
+        measures: ``IMAGE_MEASURES``, ``PIXEL_MEASURES`` and counts. ``AUPRO`` is anomalib's, one curve over the whole
+            set; ``PRO`` is RD4AD's, the mean of one curve per anomalous image; both up to a false positive rate of
+            0.3. What the data or the model cannot answer is NaN: ``injected_AUROC``, ``noise_AP`` and
+            ``noise_precision`` (at as many images as were injected) without injected images, pixel measures without
+            masks or maps, everything without both normal and anomalous test images.
+    """
+
+    clean: Predictions
+    injected: Predictions
+    ranking: pd.DataFrame
+    measures: dict[str, float]
 
 
 @torch.no_grad()
@@ -123,7 +144,23 @@ def fuad_measures(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Measure a trained model without and with overlap. Images of unknown label are left out.
+    """Measure a trained model without and with overlap: the measures of :func:`evaluate`.
+
+    Raises:
+        ValueError: See :func:`score_dataset`.
+    """
+    return evaluate(model, datamodule, ranking=ranking, device=device, progress=progress).measures
+
+
+def evaluate(
+    model: AnomalibModule,
+    datamodule: AnomalibDataModule,
+    *,
+    ranking: pd.DataFrame | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Score and measure a trained model without and with overlap. Images of unknown label are left out of measures.
 
     Args:
         model: A trained anomalib model.
@@ -133,31 +170,41 @@ def fuad_measures(
         device: Where to compute. ``None`` takes the accelerator if there is one.
         progress: Whether to show progress bars.
 
-    Returns:
-        ``IMAGE_MEASURES``, ``PIXEL_MEASURES`` and counts. ``AUPRO`` is anomalib's, one curve over the whole set;
-        ``PRO`` is RD4AD's, the mean of one curve per anomalous image; both up to a false positive rate of 0.3.
-        What the data or the model cannot answer is NaN: ``injected_AUROC`` and ``noise_AP`` without injected images,
-        pixel measures without masks or maps, everything without both normal and anomalous test images.
-
     Raises:
         ValueError: See :func:`score_dataset`.
     """
     clean, injected = _score_test_sets(model, datamodule, device, progress)
     if ranking is None:
         ranking = training_ranking(model, datamodule, device=device, progress=progress)
-    no_overlap = _test_measures([clean])
-    overlap = _test_measures([clean, injected]) if len(injected) else no_overlap
-    measures = no_overlap | {f"{name}_overlap": value for name, value in overlap.items()}
-    measures["injected_AUROC"] = auroc(injected.scores, clean.scores[clean.labels == 0])
-    measures["noise_AP"] = NAN
+    measures = setting_measures(clean, injected)
+    measures["noise_AP"] = measures["noise_precision"] = NAN
     if "is_noise" in ranking and ranking["is_noise"].any():
         measures["noise_AP"] = float(average_precision_score(ranking["is_noise"], ranking["score"]))
-    return measures | {
+        measures["noise_precision"] = float(ranking["is_noise"].head(int(ranking["is_noise"].sum())).mean())
+    measures |= {
         "n_train": len(ranking),
         "n_injected": len(injected),
         "n_test_normal": int((clean.labels == 0).sum()),
         "n_test_anomalous": int((clean.labels == 1).sum()),
     }
+    return Evaluation(clean, injected, ranking, measures)
+
+
+def setting_measures(clean: Predictions, injected: Predictions) -> dict[str, float]:
+    """Measure one model in both settings.
+
+    Args:
+        clean: The test images that were not injected.
+        injected: The injected images with their true labels and masks; none where there is no noise.
+
+    Returns:
+        The test measures by their names without and, for the overlap setting, with ``_overlap``; ``injected_AUROC``.
+    """
+    no_overlap = _test_measures([clean])
+    overlap = _test_measures([clean, injected]) if len(injected) else no_overlap
+    measures = no_overlap | {f"{name}_overlap": value for name, value in overlap.items()}
+    measures["injected_AUROC"] = auroc(injected.scores, clean.scores[clean.labels == 0])
+    return measures
 
 
 def training_ranking(
@@ -167,10 +214,15 @@ def training_ranking(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Rank the training images by the model's score of each, the most suspicious first.
+    """Rank the training images, the most suspicious first.
+
+    A model that has met an image in training is lenient with it. One that knows better, such as :class:`Cdd` with its
+    cross-domain students, has a method ``training_suspicion`` that gives a score by image path, and is ranked by that;
+    any other by its own score of each image.
 
     Returns:
-        Columns ``rank`` (from 1), ``image_path``, ``score`` and, where the datamodule knows it, ``is_noise``.
+        Columns ``rank`` (from 1), ``image_path``, ``score`` (what ranks), ``model_score`` (the model's own) and, where
+        the datamodule knows it, ``is_noise``.
 
     Raises:
         ValueError: See :func:`score_dataset`.
@@ -178,12 +230,22 @@ def training_ranking(
     _ensure_setup(datamodule)
     dataset = datamodule.train_data
     predictions = _score(model, datamodule, dataset, "training set", device=device, progress=progress)
-    ranking = pd.DataFrame({"image_path": predictions.image_paths, "score": predictions.scores})
+    scores = _suspicion(model, predictions)
+    ranking = pd.DataFrame({"image_path": predictions.image_paths, "score": scores, "model_score": predictions.scores})
     if "is_noise" in dataset.samples:
         ranking["is_noise"] = dataset.samples["is_noise"].to_numpy(dtype=bool)
     ranking = ranking.sort_values("score", ascending=False, kind="stable", ignore_index=True)
     ranking.insert(0, "rank", np.arange(1, len(ranking) + 1))
     return ranking
+
+
+def _suspicion(model: AnomalibModule, predictions: Predictions) -> NDArray[np.float32]:
+    """Return what the training said of these images, or the model's own scores where it said nothing of one."""
+    ask: Any = getattr(model, "training_suspicion", None)
+    told = ask() if ask else None
+    if not told or not all(path in told for path in predictions.image_paths):
+        return predictions.scores
+    return np.array([told[path] for path in predictions.image_paths], dtype=np.float32)
 
 
 def _test_measures(parts: list[Predictions]) -> dict[str, float]:

@@ -40,6 +40,7 @@ from .domains import (
     regularization_weight,
     visits_of,
 )
+from .history import TrainingHistory
 from .loss import Selection, distance, perturb, target_distance
 from .students import DEFAULT_WIDTH, Student
 from .torch_model import CddModel
@@ -152,6 +153,7 @@ class Cdd(AnomalibModule):
         checks.check_options(self.options)
         self.model: CddModel = CddModel(Teacher(backbone, layers, pre_trained, weights), student_width)
         self.automatic_optimization = False
+        self.training_history: TrainingHistory | None = None
         # not modules: what follows is of training alone and stays out of checkpoints and exports
         self._training_set: TrainingSet | None = None
         self._domain_students: list[Student] = []
@@ -279,8 +281,27 @@ class Cdd(AnomalibModule):
             try:
                 next(self._running_epoch[1])
             except StopIteration:
+                # now, and not when the epoch ends: a checkpoint after validation comes before that
+                self._remember_epoch()
                 break
             self._steps_done += 1
+
+    def _remember_epoch(self) -> None:
+        data = self.training_set
+        if self.training_history is None or self.training_history.image_paths != data.image_paths:
+            self.training_history = TrainingHistory(data.image_paths)
+        self.training_history.record(self.current_epoch, data.image_confidence(), data.cross_domain_scores())
+
+    def training_suspicion(self) -> dict[str, float] | None:
+        """Return how suspicious each training image is, by path, or ``None`` where the training has not told.
+
+        The mean anomaly score that the students of *other* domains gave it: the global student has learned from every
+        image, an anomalous one included.
+        """
+        suspicion = None if self.training_history is None else self.training_history.suspicion()
+        if self.training_history is None or suspicion is None:
+            return None
+        return dict(zip(self.training_history.image_paths, suspicion.tolist(), strict=True))
 
     def on_train_epoch_end(self) -> None:
         """Forget the epoch that is over."""
@@ -354,13 +375,21 @@ class Cdd(AnomalibModule):
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what inference needs: anomalib's torch export pickles the whole module."""
         state = super().__getstate__()
-        return {**state, "_training_set": None, "_running_epoch": None, "_domain_students": []}
+        training: dict[str, Any] = {
+            "_training_set": None,
+            "_running_epoch": None,
+            "_domain_students": [],
+            "training_history": None,
+        }
+        return state | training
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the domain students' moments where the next epoch does not read them."""
+        """Add the training's history; leave out domain students' moments that the next epoch does not read."""
         super().on_save_checkpoint(checkpoint)
+        if self.training_history is not None:
+            checkpoint["training_history"] = self.training_history.state_dict()
         if self.options.domain_optimizer != "keep":
             for state in checkpoint.get("optimizer_states", [])[1:]:
                 state["state"] = {}
@@ -369,6 +398,8 @@ class Cdd(AnomalibModule):
         """Refuse the checkpoint of another model before anything of it is used."""
         checks.check_checkpoint(checkpoint, self)
         super().on_load_checkpoint(checkpoint)
+        history = checkpoint.get("training_history")
+        self.training_history = None if history is None else TrainingHistory(**history)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> "Cdd":  # type: ignore[override]

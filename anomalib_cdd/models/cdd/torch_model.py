@@ -89,6 +89,22 @@ class CddModel(nn.Module):
         tile_size = (self.tiler.tile_size_h, self.tiler.tile_size_w)
         return self.blur(self.tiler.untile(self.distance_map(teacher, student, tile_size)))
 
+    @torch.no_grad()
+    def sample_scores(self, teacher: list[Tensor], student: list[Tensor]) -> Tensor:
+        """Score training samples, images or tiles, of which the levels are at hand.
+
+        Args:
+            teacher: Levels, each ``(B, C_l, H_l, W_l)``.
+            student: Levels of the same shapes, of any student.
+
+        Returns:
+            Shape ``(B,)``, in [0, 1]: the maximum of the blurred map.
+        """
+        finest, stride = teacher[0].shape[-2:], self.teacher.levels[0].stride
+        with full_precision(teacher[0].device.type):
+            maps = self.blur(self.distance_map(teacher, student, [side * stride for side in finest]))
+        return maps.amax(dim=(-3, -2, -1))
+
     def distance_map(self, teacher: list[Tensor], student: list[Tensor], size: Sequence[int]) -> Tensor:
         """Return the cosine distance per pixel, summed over the levels and scaled to [0, 1].
 

@@ -36,17 +36,26 @@ class TrainingSet:
     Args:
         features: The teacher's features.
         budget: Where the features of students go; ``None`` keeps none.
+        score: Anomaly scores ``(B,)`` of samples by the teacher's levels and a student's.
 
     Attributes:
         confidence: Confidence of each sample by the previous student, shape ``(N,)``, Eq. 12.
         batch_size: Of every pass.
     """
 
-    def __init__(self, features: TeacherFeatures, budget: FeatureBudget | None) -> None:
+    def __init__(
+        self,
+        features: TeacherFeatures,
+        budget: FeatureBudget | None,
+        score: Callable[[list[Tensor], list[Tensor]], Tensor],
+    ) -> None:
         self.features = features
         self.batch_size = features.batch_size
         self.confidence = torch.zeros(len(features))
         self._budget = budget
+        self._score = score
+        self._score_sums = torch.zeros(len(features), 2)
+        self._has_recalled = False
         self._previous: Student | None = None
         self._recalled: FeatureCache | None = None
         self._targets: FeatureCache | None = None
@@ -69,11 +78,11 @@ class TrainingSet:
         if options.cache == "off" or random:
             if random:
                 logger.warning("Teacher features are not cached: %s may be random.", " and ".join(random))
-            return cls(features, budget=None)
+            return cls(features, None, model.model.sample_scores)
         budget = FeatureBudget(options.cache_memory_gb, options.cache_dir)
         features.fill(budget)
         spare_images(trainer, loader, features.images)
-        return cls(features, budget)
+        return cls(features, budget, model.model.sample_scores)
 
     def __len__(self) -> int:
         """Return the number of samples N."""
@@ -93,6 +102,8 @@ class TrainingSet:
         """
         self._forget()
         self._previous = previous
+        self._score_sums.zero_()
+        self._has_recalled = needed
         if not needed:
             return
         if self.features.cache is not None and self._budget is not None:
@@ -150,7 +161,8 @@ class TrainingSet:
             own[own == len(students)] = -1
             parts = batches(samples, self.batch_size)
             for indices, teacher in zip(parts, self.teacher(parts), strict=True):
-                candidates, affinity = self._ask(students, own, indices, teacher, selection)
+                owners_of_each = own.expand(len(indices), -1)
+                candidates, affinity = self._ask(students, owners_of_each, indices, teacher, selection)
                 for owner in own.tolist():
                     excluded = torch.full((len(indices),), owner, device=affinity.device)
                     weights = candidate_weights(affinity, excluded, selection)
@@ -159,7 +171,7 @@ class TrainingSet:
 
     @torch.no_grad()
     def _choose(self, students: Sequence[Student], teacher: Levels, batch: Tensor, selection: Selection) -> Levels:
-        candidates, affinity = self._ask(students, batch[:, 1], batch[:, 0], teacher, selection)
+        candidates, affinity = self._ask(students, batch[:, 1:], batch[:, 0], teacher, selection)
         weights = candidate_weights(affinity, batch[:, 1].to(affinity.device), selection)
         return pseudo_normal(candidates, weights, selection)
 
@@ -173,11 +185,17 @@ class TrainingSet:
     ) -> tuple[list[Levels], Tensor]:
         """Return the candidates S_h(F_T) and their affinity ``(B, K)`` to the previous student (Eq. 17).
 
-        A student that ``own``, the domains that the visits exclude, leaves nobody to is not asked.
+        Row i of ``own`` has the domain that each visit of sample i excludes. A student that is no candidate of any
+        visit is not asked.
         """
-        asked = [h for h in range(len(students)) if (own != h).any()]
+        eligible = torch.stack([(own != h).any(dim=1) for h in range(len(students))], dim=1)
+        asked = [h for h in range(len(students)) if eligible[:, h].any()]
         with no_fp16():
             answers = {h: students[h](teacher) for h in asked}
+        for h, answer in answers.items():
+            scores = self._score(list(teacher), answer).float().cpu()
+            said = torch.stack([scores, torch.ones_like(scores)], dim=1) * eligible[:, h, None]
+            self._score_sums.index_add_(0, indices, said)
         candidates = [answers.get(h, teacher) for h in range(len(students))]
         affinity = torch.zeros(len(indices), len(students), device=teacher[0].device)
         # of two students the other one is the only candidate, unless an image excludes none
@@ -186,6 +204,27 @@ class TrainingSet:
             for h in asked:
                 affinity[:, h] = similarity(answers[h], reference)
         return candidates, affinity
+
+    @property
+    def image_paths(self) -> list[str]:
+        """Paths of the images, or their numbers where the data set does not tell."""
+        samples: Any = getattr(self.features.dataset, "samples", ())
+        return [
+            str(path) for path in (samples["image_path"] if "image_path" in samples else range(self.features.images))
+        ]
+
+    def image_confidence(self) -> Tensor:
+        """Return each image's confidence in this epoch, of its tiles the lowest, shape (images,); NaN if not asked."""
+        by_image = self.confidence.view(-1, self.features.per_image).amin(dim=1)
+        return by_image if self._has_recalled else torch.full_like(by_image, torch.nan)
+
+    def cross_domain_scores(self) -> Tensor:
+        """Return each image's anomaly score by the students of other domains, shape (images,).
+
+        The mean over the students that this epoch asked; of an image's tiles the highest. NaN where none was asked.
+        """
+        scores, asked = self._score_sums.T
+        return (scores / asked).view(-1, self.features.per_image).amax(dim=1)
 
     def _forget(self) -> None:
         for cache in (self._recalled, self._targets):
