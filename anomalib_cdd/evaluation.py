@@ -78,12 +78,14 @@ class Evaluation:
             0.3. What the data or the model cannot answer is NaN: ``injected_AUROC``, ``noise_AP`` and
             ``noise_precision`` (at as many images as were injected) without injected images, pixel measures without
             masks or maps, everything without both normal and anomalous test images.
+        training: The training images in the order of the data set, if they were scored for the ranking.
     """
 
     clean: Predictions
     injected: Predictions
     ranking: pd.DataFrame
     measures: dict[str, float]
+    training: Predictions | None = None
 
 
 @torch.no_grad()
@@ -159,6 +161,7 @@ def evaluate(
     ranking: pd.DataFrame | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
+    keep_maps: bool = False,
 ) -> Evaluation:
     """Score and measure a trained model without and with overlap. Images of unknown label are left out of measures.
 
@@ -169,13 +172,18 @@ def evaluate(
         ranking: What :func:`training_ranking` returned, where that is known already.
         device: Where to compute. ``None`` takes the accelerator if there is one.
         progress: Whether to show progress bars.
+        keep_maps: Whether to keep the anomaly maps even where there are no masks to compare them with.
 
     Raises:
         ValueError: See :func:`score_dataset`.
     """
-    clean, injected = _score_test_sets(model, datamodule, device, progress)
+    clean, injected = _score_test_sets(model, datamodule, device, progress, keep_maps)
+    training = None
     if ranking is None:
-        ranking = training_ranking(model, datamodule, device=device, progress=progress)
+        training = score_training_set(
+            model, datamodule, keep_maps=clean.maps is not None, device=device, progress=progress
+        )
+        ranking = rank_training_set(model, datamodule, training)
     measures = setting_measures(clean, injected)
     measures["noise_AP"] = measures["noise_precision"] = NAN
     if "is_noise" in ranking and ranking["is_noise"].any():
@@ -187,7 +195,7 @@ def evaluate(
         "n_test_normal": int((clean.labels == 0).sum()),
         "n_test_anomalous": int((clean.labels == 1).sum()),
     }
-    return Evaluation(clean, injected, ranking, measures)
+    return Evaluation(clean, injected, ranking, measures, training)
 
 
 def setting_measures(clean: Predictions, injected: Predictions) -> dict[str, float]:
@@ -227,10 +235,19 @@ def training_ranking(
     Raises:
         ValueError: See :func:`score_dataset`.
     """
+    predictions = score_training_set(model, datamodule, device=device, progress=progress)
+    return rank_training_set(model, datamodule, predictions)
+
+
+def score_training_set(model: AnomalibModule, datamodule: AnomalibDataModule, **kwargs: Any) -> Predictions:
+    """Score the training images the way the test images are seen; keyword arguments as in :func:`score_dataset`."""
     _ensure_setup(datamodule)
-    dataset = datamodule.train_data
-    predictions = _score(model, datamodule, dataset, "training set", device=device, progress=progress)
-    scores = _suspicion(model, predictions)
+    return _score(model, datamodule, datamodule.train_data, "training set", **kwargs)
+
+
+def rank_training_set(model: AnomalibModule, datamodule: AnomalibDataModule, predictions: Predictions) -> pd.DataFrame:
+    """Rank training images that are scored already; see :func:`training_ranking`."""
+    dataset, scores = datamodule.train_data, _suspicion(model, predictions)
     ranking = pd.DataFrame({"image_path": predictions.image_paths, "score": scores, "model_score": predictions.scores})
     if "is_noise" in dataset.samples:
         ranking["is_noise"] = dataset.samples["is_noise"].to_numpy(dtype=bool)
@@ -282,10 +299,11 @@ def _score_test_sets(
     datamodule: AnomalibDataModule,
     device: str | torch.device | None,
     progress: bool,
+    keep_maps: bool,
 ) -> tuple[Predictions, Predictions]:
     """Score the test images that were not injected, and the injected ones."""
     _ensure_setup(datamodule)
-    keep_maps = datamodule.test_data.task == TaskType.SEGMENTATION
+    keep_maps = keep_maps or datamodule.test_data.task == TaskType.SEGMENTATION
     kwargs = {"device": device, "progress": progress, "keep_maps": keep_maps}
     test = _score(model, datamodule, datamodule.test_data, "test set", **kwargs)
     injected_data = getattr(datamodule, "injected_data", None)

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from anomalib_cdd import fuad
 from anomalib_cdd.components import ConfigError
-from anomalib_cdd.report import write_report
+from anomalib_cdd.fuad import grid as fuad
+from anomalib_cdd.fuad.report import write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PADIM = {
@@ -69,9 +69,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the cells that were trained, in order; training itself is a stand-in."""
     names: list[str] = []
 
-    def train(cell: fuad.Cell, config: Namespace) -> tuple[dict[str, float | None], float]:
+    def train(cell: fuad.Cell, config: Namespace) -> tuple[dict[str, float | None], float, dict[str, np.ndarray]]:
         names.append(str(cell))
-        return {"image_AUROC": 0.5 + 0.1 * cell.seed, "image_AUROC_overlap": None}, 1.0
+        return {"image_AUROC": 0.5 + 0.1 * cell.seed, "image_AUROC_overlap": None}, 1.0, {"test_scores": np.zeros(2)}
 
     monkeypatch.setattr(fuad, "_train_and_measure", train)
     return names

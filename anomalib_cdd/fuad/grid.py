@@ -38,8 +38,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anomalib_cdd.components import ConfigError, build, resolve_data, resolve_model
-from anomalib_cdd.evaluation import fuad_measures
-from anomalib_cdd.report import write_report
+from anomalib_cdd.evaluation import evaluate
+
+from . import scores
+from .report import write_report
 
 # What the grid itself sets, and from which of its keys.
 SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "models": {"seed": "seeds"}}
@@ -103,7 +105,7 @@ def run(config: Namespace) -> int:
         ConfigError: If the configuration is wrong, before anything runs.
     """
     cells = plan(config)
-    folder = config.output / "cells"
+    folder = _folder(config)
     records = [_read_record(folder, cell) for cell in cells]
     todo = [i for i, record in enumerate(records) if not _is_done(record)]
     if config.dry_run:
@@ -115,6 +117,7 @@ def run(config: Namespace) -> int:
     print(f"{len(cells)} cells, {len(cells) - len(todo)} finished before; results in {config.output.resolve()}")
     for count, i in enumerate(todo):
         print(f"[{len(cells) - len(todo) + count + 1}/{len(cells)}] {cells[i]}: ", end="", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with _output_to_file(config.output / "log.txt", str(cells[i])):
             records[i] = record = _run_cell(cells[i], config)
         _write_atomically(folder / f"{cells[i].key}.json", json.dumps(record, indent=1))
@@ -125,6 +128,10 @@ def run(config: Namespace) -> int:
     failed = sum(record is not None and record["status"] == "failed" for record in records)
     print(f"{len(cells) - failed} finished, {failed} failed: {(config.output / 'report.md').resolve()}")
     return failed
+
+
+def _folder(config: Namespace) -> Path:
+    return config.output / "cells"
 
 
 def plan(config: Namespace) -> list[Cell]:
@@ -183,7 +190,8 @@ def _run_cell(cell: Cell, config: Namespace) -> dict[str, Any]:
     }
     start = time.perf_counter()
     try:
-        record["measures"], record["fit_seconds"] = _train_and_measure(cell, config)
+        record["measures"], record["fit_seconds"], arrays = _train_and_measure(cell, config)
+        scores.save(_folder(config) / f"{cell.key}.npz", arrays)
         record["status"] = "done"
     except Exception as error:  # noqa: BLE001  # whatever a model raises, the grid goes on
         record["status"] = "failed"
@@ -194,7 +202,7 @@ def _run_cell(cell: Cell, config: Namespace) -> dict[str, Any]:
     return record | {"key": cell.key, "config": cell.config, "environment": _environment()}
 
 
-def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float | None], float]:
+def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float | None], float, scores.Arrays]:
     seed_everything(cell.seed, workers=True, verbose=False)
     components = build(**_fill_data_root(cell.config, config.data_root, f"data.{cell.data}"))
     trainer: dict[str, Any] = QUIET | components.trainer
@@ -207,9 +215,11 @@ def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float |
         start = time.perf_counter()
         engine.fit(components.model, datamodule=components.datamodule)
         fit_seconds = round(time.perf_counter() - start, 2)
-        measures = fuad_measures(components.model, components.datamodule, progress=False)
+        evaluation = evaluate(components.model, components.datamodule, progress=False, keep_maps=True)
+    arrays = scores.cell_scores(evaluation, components.model, examples=cell.seed == min(config.seeds))
     # JSON has no NaN
-    return {name: None if math.isnan(value) else value for name, value in measures.items()}, fit_seconds
+    measures = {name: None if math.isnan(value) else value for name, value in evaluation.measures.items()}
+    return measures, fit_seconds, arrays
 
 
 def _environment() -> dict[str, str]:

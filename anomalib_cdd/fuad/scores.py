@@ -1,0 +1,112 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a finished cell keeps beside its measures: every image's score.
+
+So curves, histograms and thresholds can be had later without training again. Of the anomaly maps it keeps a
+histogram, a sample of pixels and a few examples.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anomalib.models import AnomalibModule
+    from numpy.typing import NDArray
+
+    from anomalib_cdd.evaluation import Evaluation, Predictions
+
+Arrays = dict[str, "NDArray[Any]"]
+
+PIXELS_PER_IMAGE = 64
+PIXEL_BINS = 1024
+EXAMPLES = 5
+
+
+def cell_scores(evaluation: Evaluation, model: AnomalibModule, examples: bool = False) -> Arrays:
+    """Gather the arrays of a cell.
+
+    Args:
+        evaluation: Of the trained model.
+        model: The model; one that has a ``training_history`` adds it.
+        examples: Whether to keep the heat maps of a few test images: the same ones for every model.
+
+    Returns:
+        ``train_paths``, ``train_scores``, ``train_suspicion``, ``train_is_noise``; ``test_scores``, ``test_labels``,
+        ``test_injected``; with maps ``train_map_max``, ``train_pixels``, ``pixel_edges``, ``pixels_normal``,
+        ``pixels_anomalous``; ``history_confidence`` and ``history_cross_domain`` ``(epochs, N)``; ``example_paths``
+        and ``example_maps``.
+    """
+    if evaluation.training is None:
+        msg = "The training images have not been scored."
+        raise ValueError(msg)
+    training = evaluation.training
+    by_path = evaluation.ranking.set_index("image_path").loc[training.image_paths]
+    arrays: Arrays = {
+        "train_paths": np.array(training.image_paths),
+        "train_scores": training.scores,
+        "train_suspicion": by_path["score"].to_numpy(),
+        "train_is_noise": by_path["is_noise"].to_numpy() if "is_noise" in by_path else np.zeros(len(training), bool),
+        "test_scores": np.concatenate([evaluation.clean.scores, evaluation.injected.scores]),
+        "test_labels": np.concatenate([evaluation.clean.labels, evaluation.injected.labels]),
+        "test_injected": np.arange(len(evaluation.clean) + len(evaluation.injected)) >= len(evaluation.clean),
+    }
+    if training.maps is not None:
+        arrays |= _pixels(training.maps, evaluation.clean)
+    history = getattr(model, "training_history", None)
+    if history is not None and history.image_paths == training.image_paths:
+        arrays["history_confidence"] = np.stack([values.numpy() for values in history.confidence])
+        arrays["history_cross_domain"] = np.stack([values.numpy() for values in history.cross_domain])
+    return arrays | (_examples(evaluation.clean) if examples else {})
+
+
+def _pixels(train_maps: NDArray[np.float32], test: Predictions) -> Arrays:
+    flat = train_maps.reshape(len(train_maps), -1)
+    places = np.random.default_rng(0).integers(flat.shape[1], size=(len(flat), PIXELS_PER_IMAGE))
+    arrays: Arrays = {
+        "train_map_max": flat.max(axis=1),
+        "train_pixels": np.take_along_axis(flat, places, axis=1),
+    }
+    if test.maps is None or test.masks is None:
+        return arrays
+    edges = np.histogram_bin_edges(test.maps, PIXEL_BINS)
+    return arrays | {
+        "pixel_edges": edges,
+        "pixels_normal": np.histogram(test.maps[~test.masks], edges)[0],
+        "pixels_anomalous": np.histogram(test.maps[test.masks], edges)[0],
+    }
+
+
+def _examples(test: Predictions) -> Arrays:
+    """Keep the maps of anomalous test images at even steps and of one normal image, whatever they are."""
+    if test.maps is None:
+        return {}
+    anomalous, normal = np.flatnonzero(test.labels == 1), np.flatnonzero(test.labels == 0)
+    steps = np.linspace(0, len(anomalous) - 1, min(EXAMPLES, len(anomalous))).round().astype(int)
+    chosen = np.concatenate([anomalous[steps], normal[:1]])
+    arrays: Arrays = {
+        "example_paths": np.array([test.image_paths[i] for i in chosen]),
+        "example_maps": test.maps[chosen].astype(np.float16),
+        "example_labels": test.labels[chosen],
+    }
+    return arrays if test.masks is None else arrays | {"example_masks": test.masks[chosen]}
+
+
+def save(path: Path, arrays: Arrays) -> None:
+    """Write the arrays, whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    temporary.replace(path)
+
+
+def load(path: Path) -> Arrays | None:
+    """Read the arrays, or ``None`` where the cell kept none. Nothing in the file is run as code."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
