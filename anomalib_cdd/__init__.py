@@ -12,8 +12,9 @@ import anomalib.models
 from . import backbones, data, models
 from .data import *  # noqa: F403
 from .models import *  # noqa: F403
+from .post_processing import LabelFreePostProcessor
 
-__all__ = ["backbones", "data", "models"]
+__all__ = ["LabelFreePostProcessor", "backbones", "data", "models"]
 __all__ += data.__all__
 __all__ += models.__all__
 __version__ = "0.1.0"

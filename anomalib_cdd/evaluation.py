@@ -8,6 +8,7 @@ Scores and maps are the model's own, before anomalib's post-processor: its norma
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,21 +122,56 @@ def score_dataset(
         ValueError: If the model gives neither scores nor maps, or a score that is not a finite number, or if maps and
             masks differ in size.
     """
+    gathered = _Gathered(len(dataset), keep_maps)
+    batches = iterate_predictions(
+        model,
+        dataset,
+        augmentations=augmentations,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        progress=progress,
+        description=description,
+    )
+    for batch, scores, maps, masks in batches:
+        gathered.add(batch, scores, maps, masks)
+    return gathered.result()
+
+
+@torch.no_grad()
+def iterate_predictions(
+    model: AnomalibModule,
+    dataset: AnomalibDataset,
+    *,
+    augmentations: Transform | None = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    description: str = "scoring",
+) -> Iterator[tuple[ImageBatch, Tensor, Tensor | None, Tensor | None]]:
+    """Score batch by batch; arguments as in :func:`score_dataset`.
+
+    Yields:
+        The batch as read, raw scores ``(B,)``, raw maps ``(B, H, W)`` and true masks, the latter two where there are
+        any.
+
+    Raises:
+        ValueError: See :func:`score_dataset`.
+    """
     transform = getattr(model.pre_processor, "transform", None)
     loader = _loader(dataset, augmentations, transform, batch_size, num_workers)
     home, was_training = model.device, model.training
     device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     model.to(device).eval()
-    gathered = _Gathered(len(dataset), keep_maps)
     try:
-        for batch in tqdm(loader, desc=description, unit="batch", disable=not progress):
+        for batch in tqdm(loader, desc=description, unit="batch", leave=False, disable=not progress):
             images, masks = batch.image.to(device), batch.gt_mask
             if transform is not None:
                 images, masks = transform(images, masks)
-            gathered.add(batch, *_raw_predictions(model, images), masks)
+            yield batch, *_raw_predictions(model, images), masks
     finally:
         model.to(home).train(was_training)
-    return gathered.result()
 
 
 def fuad_measures(
@@ -357,7 +393,9 @@ def _loader(
 
 def _raw_predictions(model: AnomalibModule, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return scores ``(B,)`` and maps ``(B, H, W)`` before the post-processor."""
-    output = model.model(images)
+    dtype: Any = model.dtype
+    with torch.autocast(images.device.type, enabled=False):
+        output = model.model(images.to(dtype))
     scores, maps = output.pred_score, output.anomaly_map
     maps = None if maps is None else maps.float().reshape(len(images), *maps.shape[-2:])
     if scores is None:

@@ -15,6 +15,8 @@ from typing import Any, cast
 
 import torch
 from anomalib.data import ImageBatch, ImageItem
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -240,6 +242,20 @@ class TeacherFeatures:
         )
         for batch in loader:
             yield self._extract(batch)
+
+
+def training_loader(trainer: Trainer) -> DataLoader:
+    """Return the training loader that the user gave.
+
+    Raises:
+        ValueError: If it is not one loader of a data set with a length.
+    """
+    # before its first epoch the loop has no public name for the loader
+    loader = _request_dataloader(trainer.fit_loop._data_source)  # noqa: SLF001
+    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__") or loader.batch_size is None:
+        msg = f"It takes one DataLoader of a data set with a length and a batch size, not {type(loader).__name__}."
+        raise ValueError(msg)
+    return loader
 
 
 def placeholder_loader(images: int, batch_size: int) -> DataLoader:

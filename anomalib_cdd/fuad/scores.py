@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anomalib_cdd.post_processing import LabelFreePostProcessor
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from anomalib.data import AnomalibDataModule
     from anomalib.models import AnomalibModule
     from numpy.typing import NDArray
 
@@ -27,17 +30,21 @@ PIXEL_BINS = 1024
 EXAMPLES = 5
 
 
-def cell_scores(evaluation: Evaluation, model: AnomalibModule, examples: bool = False) -> Arrays:
+def cell_scores(
+    evaluation: Evaluation, model: AnomalibModule, datamodule: AnomalibDataModule, examples: bool = False
+) -> Arrays:
     """Gather the arrays of a cell.
 
     Args:
         evaluation: Of the trained model.
         model: The model; one that has a ``training_history`` adds it.
+        datamodule: What it was trained on.
         examples: Whether to keep the heat maps of a few test images: the same ones for every model.
 
     Returns:
-        ``train_paths``, ``train_scores``, ``train_suspicion``, ``train_is_noise``; ``test_scores``, ``test_labels``,
-        ``test_injected``; with maps ``train_map_max``, ``train_pixels``, ``pixel_edges``, ``pixels_normal``,
+        ``train_paths``, ``train_scores``, ``train_suspicion``, ``train_is_noise``; ``calibration_scores``, what
+        ``LabelFreePostProcessor`` takes the threshold from; ``test_scores``, ``test_labels``,
+        ``test_injected``; with maps ``calibration_peaks``, ``train_pixels``, ``pixel_edges``, ``pixels_normal``,
         ``pixels_anomalous``; ``history_confidence`` and ``history_cross_domain`` ``(epochs, N)``; ``example_paths``
         and ``example_maps``.
     """
@@ -45,16 +52,25 @@ def cell_scores(evaluation: Evaluation, model: AnomalibModule, examples: bool = 
         msg = "The training images have not been scored."
         raise ValueError(msg)
     training = evaluation.training
+    peaks = None if training.maps is None else training.maps.max(axis=(1, 2))
+    calibration = (training.scores, peaks)
+    post_processor = LabelFreePostProcessor()
+    if post_processor.mirrors(model):
+        dataset, batch_size = datamodule.train_data, datamodule.eval_batch_size
+        calibration = post_processor.training_scores(model, dataset, datamodule.test_augmentations, batch_size, False)
     by_path = evaluation.ranking.set_index("image_path").loc[training.image_paths]
     arrays: Arrays = {
         "train_paths": np.array(training.image_paths),
         "train_scores": training.scores,
         "train_suspicion": by_path["score"].to_numpy(),
         "train_is_noise": by_path["is_noise"].to_numpy() if "is_noise" in by_path else np.zeros(len(training), bool),
+        "calibration_scores": calibration[0],
         "test_scores": np.concatenate([evaluation.clean.scores, evaluation.injected.scores]),
         "test_labels": np.concatenate([evaluation.clean.labels, evaluation.injected.labels]),
         "test_injected": np.arange(len(evaluation.clean) + len(evaluation.injected)) >= len(evaluation.clean),
     }
+    if calibration[1] is not None:
+        arrays["calibration_peaks"] = calibration[1]
     if training.maps is not None:
         arrays |= _pixels(training.maps, evaluation.clean)
     history = getattr(model, "training_history", None)
@@ -68,7 +84,6 @@ def _pixels(train_maps: NDArray[np.float32], test: Predictions) -> Arrays:
     flat = train_maps.reshape(len(train_maps), -1)
     places = np.random.default_rng(0).integers(flat.shape[1], size=(len(flat), PIXELS_PER_IMAGE))
     arrays: Arrays = {
-        "train_map_max": flat.max(axis=1),
         "train_pixels": np.take_along_axis(flat, places, axis=1),
     }
     if test.maps is None or test.masks is None:

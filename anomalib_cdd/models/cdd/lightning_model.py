@@ -28,6 +28,7 @@ from torch.optim import Adam, Optimizer
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalisation
+from anomalib_cdd.post_processing import LabelFreePostProcessor
 from anomalib_cdd.visualization import UncroppedVisualizer
 
 from . import checks
@@ -436,6 +437,10 @@ class Cdd(AnomalibModule):
         mean, std = normalisation(backbone) if backbone else (IMAGENET_MEAN, IMAGENET_STD)
         steps = [Resize(image_size, antialias=True), CenterCrop(crop), Normalize(mean=list(mean), std=list(std))]
         return PreProcessor(transform=Compose(steps))
+
+    def configure_post_processor(self) -> LabelFreePostProcessor:
+        """Return the default post-processor: thresholds and normalisation from the training images alone."""
+        return LabelFreePostProcessor()
 
     @classmethod
     def configure_visualizer(cls) -> UncroppedVisualizer:

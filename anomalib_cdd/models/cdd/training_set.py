@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from anomalib_cdd.features import FeatureBudget, FeatureCache, TeacherFeatures, is_deterministic, placeholder_loader
+from anomalib_cdd.features import (
+    FeatureBudget,
+    FeatureCache,
+    TeacherFeatures,
+    is_deterministic,
+    placeholder_loader,
+    training_loader,
+)
 
 from .domains import batches
 from .loss import Levels, Selection, candidate_weights, confidence, pseudo_normal, similarity
@@ -255,20 +262,6 @@ def extract(model: "Cdd", batch: Any) -> list[Tensor]:  # anomalib's batch
         images = transform(images)
     with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
         return model.model.teacher_features(images.to(model.dtype))
-
-
-def training_loader(trainer: Trainer) -> DataLoader:
-    """Return the training loader that the user gave.
-
-    Raises:
-        ValueError: If it is not one loader of a data set with a length.
-    """
-    # before its first epoch the loop has no public name for the loader
-    loader = _request_dataloader(trainer.fit_loop._data_source)  # noqa: SLF001
-    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__") or loader.batch_size is None:
-        msg = f"Cdd needs one DataLoader of a data set with a length and a batch size, not {type(loader).__name__}."
-        raise ValueError(msg)
-    return loader
 
 
 def spare_images(trainer: Trainer, loader: DataLoader, images: int) -> None:

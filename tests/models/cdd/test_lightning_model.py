@@ -408,8 +408,11 @@ def test_images_are_decoded_once(
     dataset = type(data.train_data)
     get = dataset.__getitem__
     monkeypatch.setattr(dataset, "__getitem__", lambda self, index: reads.append(index) or get(self, index))
-    make_engine(3).fit(make_model(), datamodule=data)
+    make_engine(3).fit(make_model(post_processor=False), datamodule=data)
     assert len(reads) == 15 + 1  # one more to see the shapes
+    reads.clear()
+    make_engine(3).fit(make_model(), datamodule=data)
+    assert len(reads) == 15 + 1 + 15  # and once for the thresholds
     reads.clear()
     make_engine(2).fit(make_model(cache="off"), datamodule=data)
     assert len(reads) > 2 * 15 * 3

@@ -1,0 +1,261 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""A post-processor whose thresholds and normalisation come from unlabelled training images alone.
+
+anomalib's own takes both from labelled validation images. This one scores the training set when a fit ends, anomalous
+images and all, and asks :mod:`anomalib_cdd.thresholds` for the score that a stated share of good parts exceeds.
+"""
+
+import logging
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataset
+from anomalib.models import AnomalibModule
+from anomalib.models.components import MemoryBankMixin
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Transform
+
+from anomalib_cdd.evaluation import iterate_predictions
+from anomalib_cdd.features import training_loader
+from anomalib_cdd.thresholds import METHODS, Method, label_free_threshold
+
+logger = logging.getLogger(__name__)
+
+FALSE_ALARM_RATE = 0.1
+Views = Literal["auto", "plain", "mirrored"]
+VIEWS: tuple[Views, ...] = get_args(Views)
+
+
+class LabelFreePostProcessor(PostProcessor):
+    """Thresholds and normalises any model's scores without a label.
+
+    The scores of the training images are taken when the last checkpoint of a fit is saved, or the fit ends; no
+    validation set is needed. A threshold maps to 0.5 and the median training score to 0.25, strictly monotonically:
+    nothing is clipped, so that ranking measures such as AUROC are those of the raw scores.
+
+    The pixel threshold is what a share ``false_alarm_rate`` of the good parts exceeds somewhere.
+
+    Args:
+        false_alarm_rate: Share of good parts that may be called anomalous, in (0, 0.5].
+        method: How the scores of good parts are told from those of bad ones among them, see
+            :func:`anomalib_cdd.thresholds.label_free_threshold`.
+        views: How the training images are shown: ``"plain"``, as they are; ``"mirrored"``, left to right, so that a
+            model that keeps pieces of them does not meet those again and find them flawless; ``"auto"``, mirrored for
+            models with a memory bank of patches, such as Patchcore. Parts with a handedness, such as print, take
+            ``"plain"``.
+        image_sensitivity: As in anomalib: above 0.5 calls more images anomalous. In [0, 1].
+        pixel_sensitivity: As in anomalib, for pixels. In [0, 1].
+        enable_normalization: Whether to normalise scores and maps.
+        enable_thresholding: Whether to give labels and masks.
+
+    Raises:
+        ValueError: If the rate or the method is not one of those above.
+
+    Example:
+        >>> from anomalib.models import Patchcore
+        >>> from anomalib_cdd import LabelFreePostProcessor
+        >>> model = Patchcore(post_processor=LabelFreePostProcessor(false_alarm_rate=0.05))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+        method: Method = "mad",
+        views: Views = "auto",
+        image_sensitivity: float = 0.5,
+        pixel_sensitivity: float = 0.5,
+        enable_normalization: bool = True,
+        enable_thresholding: bool = True,
+    ) -> None:
+        if not 0 < false_alarm_rate <= 0.5:
+            msg = f"false_alarm_rate is {false_alarm_rate}; it has to be above 0 and at most 0.5."
+            raise ValueError(msg)
+        for name, value, known in (("method", method, METHODS), ("views", views, VIEWS)):
+            if value not in known:
+                msg = f"{name} is {value!r}; it has to be one of {known}."
+                raise ValueError(msg)
+        super().__init__(
+            enable_normalization=enable_normalization,
+            enable_thresholding=enable_thresholding,
+            image_sensitivity=image_sensitivity,
+            pixel_sensitivity=pixel_sensitivity,
+        )
+        self.false_alarm_rate = false_alarm_rate
+        self.method: Method = method
+        self.views: Views = views
+        self._images: TrainingImages | None = None
+        self._calibrated_at: int | None = None
+
+    @property
+    def _checkpoint_config_keys(self) -> tuple[str, ...]:
+        return (*super()._checkpoint_config_keys, "false_alarm_rate", "method", "views")
+
+    def calibrate(
+        self,
+        model: AnomalibModule,
+        dataset: AnomalibDataset,
+        *,
+        augmentations: Transform | None = None,
+        batch_size: int = 32,
+        progress: bool = True,
+    ) -> None:
+        """Set thresholds and normalisation from the scores of unlabelled images; a fit does it by itself.
+
+        Args:
+            model: A trained model.
+            dataset: The images, such as a datamodule's ``train_data``; labels are not read.
+            augmentations: Deterministic transform before the model's own, such as ``datamodule.test_augmentations``.
+            batch_size: Images a batch.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            ValueError: If a score is not a finite number.
+        """
+        self.set_thresholds(*self.training_scores(model, dataset, augmentations, batch_size, progress))
+
+    def mirrors(self, model: AnomalibModule) -> bool:
+        """Return whether this model's training images are shown mirrored."""
+        # Padim and others keep statistics of a list that they empty
+        keeps_pieces = isinstance(model, MemoryBankMixin) and isinstance(
+            getattr(model.model, "memory_bank", None), Tensor
+        )
+        return self.views == "mirrored" or (self.views == "auto" and keeps_pieces)
+
+    def training_scores(
+        self,
+        model: AnomalibModule,
+        dataset: AnomalibDataset,
+        augmentations: Transform | None = None,
+        batch_size: int = 32,
+        progress: bool = True,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the raw scores ``(N,)`` that thresholds are taken from, and the maxima of the maps, if there are any.
+
+        Arguments as in :meth:`calibrate`.
+        """
+        mirrored = self.views == "mirrored" or (self.views == "auto" and isinstance(model, MemoryBankMixin))
+        steps = [
+            *([augmentations] if augmentations is not None else []),
+            *([RandomHorizontalFlip(1)] if mirrored else []),
+        ]
+        scores, peaks = [], []
+        batches = iterate_predictions(
+            model,
+            dataset,
+            augmentations=Compose(steps) if steps else None,
+            batch_size=batch_size,
+            device=model.device,
+            progress=progress,
+            description="thresholds",
+        )
+        for _, batch_scores, maps, _ in batches:
+            scores.append(batch_scores.cpu())
+            if maps is not None:
+                peaks.append(maps.amax(dim=(-2, -1)).cpu())
+        return torch.cat(scores).numpy(), torch.cat(peaks).numpy() if peaks else None
+
+    def set_thresholds(self, scores: NDArray[np.floating], peaks: NDArray[np.floating] | None = None) -> None:
+        """Set thresholds and normalisation.
+
+        Args:
+            scores: Raw scores of unlabelled images, shape ``(N,)``.
+            peaks: Maximum of each image's anomaly map, shape ``(N,)``; ``None`` for a model without maps.
+
+        Raises:
+            ValueError: See :func:`anomalib_cdd.thresholds.label_free_threshold`.
+        """
+        self._set(scores, self._image_threshold, self.image_min, self.image_max)
+        if peaks is not None:
+            self._set(peaks, self._pixel_threshold, self.pixel_min, self.pixel_max)
+
+    def _set(self, values: NDArray[np.floating], threshold: Tensor, low: Tensor, high: Tensor) -> None:
+        cut = label_free_threshold(values, self.false_alarm_rate, self.method)
+        spread = max(cut - float(np.median(values)), abs(cut) * 1e-6, 1e-12)
+        threshold.fill_(cut)
+        # anomalib's linear normalisation with these ends has the same labels, should it read the checkpoint
+        low.fill_(cut - spread)
+        high.fill_(cut + spread)
+
+    @staticmethod
+    def _normalize(
+        preds: Tensor | None,
+        norm_min: Tensor,
+        norm_max: Tensor,
+        threshold: Tensor,
+    ) -> Tensor | None:
+        """Map the threshold to 0.5 and ``norm_min`` to 0.25 by ``z / (1 + |z|)``, which has no end to clip at."""
+        if preds is None:
+            return preds
+        distance = (preds - threshold) / ((norm_max - norm_min) / 2)
+        normalized = 0.5 + 0.5 * distance / (1 + distance.abs())
+        return torch.where(torch.isnan(norm_min), preds, normalized)
+
+    # ------------------------------------------------------------------------------------------ Lightning
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the training images: a model may let the loop run over something else."""
+        del pl_module
+        self._calibrated_at = None
+        self._images = TrainingImages.of(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Calibrate before the last checkpoint is written.
+
+        Some models, Patchcore for one, are complete only after every other hook of the epoch.
+        """
+        last_epoch = trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or 1)
+        if trainer.state.fn == TrainerFn.FITTING and last_epoch and self._calibrate_once(trainer, pl_module):
+            prefix = next(f"{name}." for name, module in pl_module.named_modules() if module is self)
+            checkpoint["state_dict"].update({prefix + name: value for name, value in self.state_dict().items()})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate a model that was not saved."""
+        self._calibrate_once(trainer, pl_module)
+
+    def _calibrate_once(self, trainer: Trainer, model: Any) -> bool:  # Lightning's module, anomalib's in fact
+        """Calibrate unless that is done for the model as it is; return whether there are thresholds now."""
+        if self._images is None or not bool(getattr(model, "_is_fitted", True)):
+            return False
+        if self._calibrated_at != trainer.global_step:
+            self.calibrate(model, **self._images._asdict(), progress=trainer.progress_bar_callback is not None)
+            self._calibrated_at = trainer.global_step
+        return True
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take nothing from validation: it has labels."""
+
+    def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take nothing from validation: it has labels."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the training images out of exports."""
+        return {**super().__getstate__(), "_images": None}
+
+
+class TrainingImages(NamedTuple):
+    """Where a fit's training images are read, the way test images are."""
+
+    dataset: AnomalibDataset
+    augmentations: Transform | None
+    batch_size: int
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "TrainingImages | None":
+        """Find them; ``None``, with a warning, where the training data is not anomalib's."""
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if datamodule is not None and hasattr(datamodule, "train_data"):
+            dataset, augmentations = datamodule.train_data, datamodule.test_augmentations
+            batch_size = datamodule.eval_batch_size
+        else:
+            loader = training_loader(trainer)
+            dataset, augmentations, batch_size = loader.dataset, None, loader.batch_size or 1
+        if not isinstance(dataset, AnomalibDataset):
+            logger.warning("No thresholds: the training data is a %s, not an anomalib dataset.", type(dataset).__name__)
+            return None
+        return cls(dataset, augmentations, batch_size)
