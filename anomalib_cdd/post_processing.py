@@ -121,10 +121,8 @@ class LabelFreePostProcessor(PostProcessor):
 
     def mirrors(self, model: AnomalibModule) -> bool:
         """Return whether this model's training images are shown mirrored."""
-        # Padim and others keep statistics of a list that they empty
-        keeps_pieces = isinstance(model, MemoryBankMixin) and isinstance(
-            getattr(model.model, "memory_bank", None), Tensor
-        )
+        # Padim and others keep statistics of it and not the bank
+        keeps_pieces = isinstance(model, MemoryBankMixin) and "memory_bank" in dict(model.model.named_buffers())
         return self.views == "mirrored" or (self.views == "auto" and keeps_pieces)
 
     def training_scores(
