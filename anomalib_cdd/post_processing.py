@@ -137,11 +137,9 @@ class LabelFreePostProcessor(PostProcessor):
 
         Arguments as in :meth:`calibrate`.
         """
-        mirrored = self.views == "mirrored" or (self.views == "auto" and isinstance(model, MemoryBankMixin))
-        steps = [
-            *([augmentations] if augmentations is not None else []),
-            *([RandomHorizontalFlip(1)] if mirrored else []),
-        ]
+        steps = [augmentations] if augmentations is not None else []
+        if self.mirrors(model):
+            steps.append(RandomHorizontalFlip(1))
         scores, peaks = [], []
         batches = iterate_predictions(
             model,

@@ -15,7 +15,6 @@ from jsonargparse import Namespace
 
 from anomalib_cdd.components import ConfigError
 from anomalib_cdd.fuad import grid as fuad
-from anomalib_cdd.fuad.report import write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PADIM = {
@@ -215,23 +214,6 @@ def test_time_left_counts_what_the_same_model_took(make: Make) -> None:
     assert fuad._seconds_left(cells, records, []) == 0
     records[1] = None
     assert fuad._seconds_left(cells, records, [1, 2, 3]) == 30
-
-
-def test_report_by_hand() -> None:
-    rows = [
-        {"model": model, "seed": seed, "image_AUROC": value, "image_AUROC_overlap": 0.5, "noise_AP": float("nan")}
-        for model, values in {"a": (0.8, 0.9), "b": (0.9, 0.9), "c": (0.1, 0.2)}.items()
-        for seed, value in enumerate(values)
-    ]
-    results = pd.DataFrame(rows).assign(data="tiles", noise_ratio=0.1, status="done", error=None)
-    report = write_report(results, n_cells=7)
-    assert "6 of 7 cells finished, 0 failed, 1 not run yet." in report
-    deviation = np.std([0.8, 0.9], ddof=1)
-    assert f"| a | 2 | <u>0.850 ± {deviation:.3f}</u> |" in report
-    assert "| b | 2 | **0.900 ± 0.000** |" in report
-    assert "| c | 2 | 0.150 ± 0.071 |" in report
-    assert "noise_AP |" not in report  # nothing was measured
-    assert report.index("### No overlap") < report.index("### Overlap")
 
 
 def test_the_grid_that_ships_parses() -> None:

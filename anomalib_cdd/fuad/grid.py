@@ -41,11 +41,17 @@ from anomalib_cdd.components import ConfigError, build, resolve_data, resolve_mo
 from anomalib_cdd.evaluation import evaluate
 
 from . import scores
-from .report import write_report
+from .figures import draw
+from .pages import to_html, to_markdown
+from .report import make_report
 
 # What the grid itself sets, and from which of its keys.
 SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "models": {"seed": "seeds"}}
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
+
+# What a cell's record has to have, and of which kind.
+RECORD_FIELDS: dict[str, Any] = {"key": str, "wall_seconds": int | float, "environment": dict, "config": dict}
+OUTCOME_FIELDS: dict[str, dict[str, Any]] = {"done": {"measures": dict}, "failed": {"error": str}}
 
 
 @dataclass(frozen=True)
@@ -124,9 +130,9 @@ def run(config: Namespace) -> int:
         _write_results(config.output, cells, records)
         left = _seconds_left(cells, records, todo[count + 1 :])
         print(f"{_outcome(record)}; {_duration(left)} left", flush=True)
-    _write_results(config.output, cells, records)
+    _write_results(config.output, cells, records, figures=True)
     failed = sum(record is not None and record["status"] == "failed" for record in records)
-    print(f"{len(cells) - failed} finished, {failed} failed: {(config.output / 'report.md').resolve()}")
+    print(f"{len(cells) - failed} finished, {failed} failed: {(config.output / 'report.html').resolve()}")
     return failed
 
 
@@ -205,6 +211,8 @@ def _run_cell(cell: Cell, config: Namespace) -> dict[str, Any]:
 def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float | None], float, scores.Arrays]:
     seed_everything(cell.seed, workers=True, verbose=False)
     components = build(**_fill_data_root(cell.config, config.data_root, f"data.{cell.data}"))
+    # the measures are of raw scores
+    components.model.post_processor = None  # type: ignore[assignment]
     trainer: dict[str, Any] = QUIET | components.trainer
     callbacks = list(trainer.pop("callbacks", None) or [])
     if not config.checkpoints:
@@ -216,7 +224,9 @@ def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float |
         engine.fit(components.model, datamodule=components.datamodule)
         fit_seconds = round(time.perf_counter() - start, 2)
         evaluation = evaluate(components.model, components.datamodule, progress=False, keep_maps=True)
-    arrays = scores.cell_scores(evaluation, components.model, examples=cell.seed == min(config.seeds))
+    arrays = scores.cell_scores(
+        evaluation, components.model, components.datamodule, examples=cell.seed == min(config.seeds)
+    )
     # JSON has no NaN
     measures = {name: None if math.isnan(value) else value for name, value in evaluation.measures.items()}
     return measures, fit_seconds, arrays
@@ -244,7 +254,38 @@ def _output_to_file(path: Path, title: str) -> Iterator[None]:
 
 def _read_record(folder: Path, cell: Cell) -> dict[str, Any] | None:
     path = folder / f"{cell.key}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # not JSON, not text
+        raise _not_a_record(path, str(error)) from error
+    wrong = _what_is_wrong(record, cell.key)
+    if wrong:
+        raise _not_a_record(path, wrong)
+    return record
+
+
+def _not_a_record(path: Path, why: str) -> ConfigError:
+    msg = f"{path} is not the record of a cell: {why}. Nothing was changed. Delete it and the cell runs again."
+    return ConfigError(msg)
+
+
+def _what_is_wrong(record: Any, key: str) -> str:
+    """Say why this is not what :func:`_run_cell` wrote for a cell; empty if it is."""
+    if not isinstance(record, dict):
+        return "it holds no mapping"
+    status = record.get("status")
+    if status not in OUTCOME_FIELDS:
+        return f"its status is {status!r} and neither {' nor '.join(OUTCOME_FIELDS)}"
+    fields = RECORD_FIELDS | OUTCOME_FIELDS[status]
+    missing = [name for name, kind in fields.items() if not isinstance(record.get(name), kind)]
+    if missing:
+        return f"its {missing[0]!r} is missing or of the wrong kind"
+    if record["key"] != key:
+        return f"its key is {record['key']!r}"
+    numbers = record.get("measures", {}).values()
+    return "" if all(isinstance(value, int | float | None) for value in numbers) else "a measure is not a number"
 
 
 def _is_done(record: dict[str, Any] | None) -> bool:
@@ -259,7 +300,10 @@ def _write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _write_results(output: Path, cells: list[Cell], records: list[dict[str, Any] | None]) -> None:
+def _write_results(
+    output: Path, cells: list[Cell], records: list[dict[str, Any] | None], figures: bool = False
+) -> None:
+    """Write what there is; the figures take seconds and are drawn once, when the run ends."""
     rows = [
         {
             "data": cell.data,
@@ -280,7 +324,9 @@ def _write_results(output: Path, cells: list[Cell], records: list[dict[str, Any]
     ]
     results = pd.DataFrame(rows)
     _write_atomically(output / "results.csv", results.to_csv(index=False))
-    _write_atomically(output / "report.md", write_report(results, n_cells=len(cells)))
+    report = make_report(results, len(cells), draw(results, output) if figures else None)
+    _write_atomically(output / "report.md", to_markdown(report, output))
+    _write_atomically(output / "report.html", to_html(report))
 
 
 def _seconds_left(cells: list[Cell], records: list[dict[str, Any] | None], todo: list[int]) -> float:

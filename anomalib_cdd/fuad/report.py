@@ -1,90 +1,125 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison grid's report: mean and standard deviation over the seeds, no overlap and overlap apart.
+"""What the comparison grid's report says: an overview, the paper's figures where they compare, and each data set.
 
-One table per data set, noise ratio and setting; the best mean is bold, the second underlined.
+It is plain data; ``pages.py`` writes it as Markdown and as one HTML page.
 """
+
+from dataclasses import dataclass
 
 import pandas as pd
 
-SETTINGS = {
-    "No overlap": ("image_AUROC", "pixel_AUROC", "AUPRO", "PRO"),
-    "Overlap": ("image_AUROC_overlap", "pixel_AUROC_overlap", "AUPRO_overlap", "PRO_overlap"),
-    "Its own noise": ("injected_AUROC", "noise_AP"),
+from .figures import Drawn, Picture, file_name
+from .paper import paper_tables
+from .tables import Table, finished, overview, setting_tables
+
+TITLE = "Comparison on training data that is not clean"
+READING = {
+    "Numbers": (
+        "Mean ± standard deviation over the seeds. The best of a column is bold, the second best underlined. More is "
+        "better in every column."
+    ),
+    "No overlap, overlap": (
+        "Without overlap the images injected into the training set are not in the test set; with overlap they are. One "
+        "trained model answers both."
+    ),
+    "Noise ratio": "Injected images per normal training image; all normal images stay.",
+    "AUPRO, PRO": (
+        "AUPRO is anomalib's, one curve over the whole test set. PRO is RD4AD's and the paper's, the mean of one curve "
+        "per anomalous image. Both are up to a false positive rate of 0.3."
+    ),
+    "injected_AUROC": "Injected images against normal test images.",
+    "noise_AP, noise_precision": (
+        "How well the ranking of the training images by suspicion finds the injected ones: its average precision, and "
+        "the share of injected images among the first n, where n were injected. CDD ranks by what the students of "
+        "other domains say of an image, any other model by its own score."
+    ),
+    "Exact configurations": "In results.csv, one row per cell.",
 }
-LEGEND = """\
-Mean ± standard deviation over the seeds; **best**, <u>second</u>. More is better in every column.
-
-- *No overlap*: the images injected into the training set are not in the test set. *Overlap*: they are. One trained
-  model answers both.
-- AUPRO is anomalib's: one curve over the whole test set. PRO is RD4AD's: the mean of one curve per anomalous image.
-  Both up to a false positive rate of 0.3.
-- injected_AUROC: injected images against normal test images. noise_AP: average precision of the training images,
-  ranked by their score, against which of them were injected.
-- Every row with its exact configuration: `results.csv`.
-"""
-DECIMALS = 3
+OVERVIEW_NOTE = (
+    "Image AUROC without overlap / image AUROC with overlap / noise AP; the best of each in a row is bold, the second "
+    "best underlined."
+)
 
 
-def write_report(results: pd.DataFrame, n_cells: int) -> str:
-    """Return the report in Markdown.
+@dataclass(frozen=True)
+class Block:
+    """The tables of one data set at one noise ratio."""
+
+    title: str
+    ratio: str
+    anchor: str
+    tables: list[Table]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A data set: what was measured at each noise ratio, and its figures."""
+
+    title: str
+    anchor: str
+    blocks: list[Block]
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What both forms of the report say."""
+
+    state: str
+    measured_with: str
+    overview: list[Table]
+    paper: list[Table]
+    sections: list[Section]
+    failed: list[tuple[str, str]]
+    """The cell and its error."""
+    problems: list[str]
+    """What could not be read or drawn."""
+    are_drawn: bool
+
+
+def make_report(results: pd.DataFrame, n_cells: int, drawn: Drawn | None = None) -> Report:
+    """Gather what the report says.
 
     Args:
-        results: One row per cell that has run: ``data``, ``noise_ratio``, ``model``, ``seed``, ``status``, ``error``
-            and the measures.
+        results: One row per cell that has run: ``data``, ``noise_ratio``, ``model``, ``seed``, ``status``, ``error``,
+            ``config`` and the measures.
         n_cells: How many cells the grid has.
+        drawn: The figures, or ``None`` where they are not drawn yet.
     """
-    done = results[results["status"] == "done"] if len(results) else results
-    failed = results[results["status"] == "failed"] if len(results) else results
-    open_cells = n_cells - len(results)
-    parts = [
-        "# Comparison on training data that is not clean",
-        f"{len(done)} of {n_cells} cells finished, {len(failed)} failed, {open_cells} not run yet.",
-        LEGEND,
+    if results.empty:
+        results = pd.DataFrame(columns=["data", "noise_ratio", "model", "seed", "status", "error"])
+    done, failed = finished(results), results[results["status"] == "failed"]
+    pictures, problems = drawn or Drawn()
+    return Report(
+        state=f"{len(done)} of {n_cells} cells finished, {len(failed)} failed, {n_cells - len(results)} not run yet.",
+        measured_with=_measured_with(done),
+        overview=[overview(group, f"Noise ratio {ratio:g}") for ratio, group in done.groupby("noise_ratio")],
+        paper=paper_tables(done),
+        sections=[
+            _section(str(data), group, [picture for picture in pictures if picture.data == data])
+            for data, group in done.groupby("data", sort=False)
+        ],
+        failed=[(_cell_name(row), str(row["error"]).splitlines()[0]) for row in failed.to_dict("records")],
+        problems=list(problems),
+        are_drawn=drawn is not None,
+    )
+
+
+def _section(data: str, done: pd.DataFrame, pictures: list[Picture]) -> Section:
+    anchor = f"data-{file_name(data)}"
+    blocks = [
+        Block(f"{data}, noise ratio {ratio:g}", f"{ratio:g}", f"{anchor}-{ratio:g}", setting_tables(group))
+        for ratio, group in done.groupby("noise_ratio")
     ]
-    if len(done):
-        for (data, ratio), group in done.groupby(["data", "noise_ratio"], sort=False):
-            parts.append(f"## {data}, noise ratio {ratio:g}")
-            parts += [_table(group, setting, names) for setting, names in SETTINGS.items()]
-    if len(failed):
-        parts.append("## Failed")
-        parts += [
-            f"- {row['data']}, noise ratio {row['noise_ratio']:g}, {row['model']}, seed {row['seed']}: "
-            f"`{str(row['error']).splitlines()[0]}`"
-            for row in failed.to_dict("records")
-        ]
-    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+    return Section(data, anchor, blocks, pictures)
 
 
-def _table(group: pd.DataFrame, setting: str, names: tuple[str, ...]) -> str:
-    """Return one table, a row per model; empty if nothing in it was measured."""
-    names = tuple(name for name in names if name in group and group[name].notna().any())
-    if not names:
-        return ""
-    models = group.groupby("model", sort=False)
-    seeds = models["seed"].nunique()
-    means = models[list(names)].mean().round(DECIMALS)
-    deviations = models[list(names)].std()
-    lines = [
-        f"### {setting}",
-        "",
-        "| model | seeds | " + " | ".join(name.removesuffix("_overlap") for name in names) + " |",
-        "|---|---|" + "---|" * len(names),
-    ]
-    for model in means.index:
-        cells = [_cell(means.loc[model, name], deviations.loc[model, name], means[name]) for name in names]
-        lines.append(f"| {model} | {seeds[model]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _cell_name(row: dict) -> str:
+    return f"{row['data']}, noise ratio {row['noise_ratio']:g}, {row['model']}, seed {row['seed']}"
 
 
-def _cell(mean: float, deviation: float, column: pd.Series) -> str:
-    """Return ``mean ± deviation``, marked if it is the best or second best of its column as printed."""
-    if pd.isna(mean):
-        return "-"
-    text = f"{mean:.{DECIMALS}f}" + ("" if pd.isna(deviation) else f" ± {deviation:.{DECIMALS}f}")
-    ranks = sorted(column.dropna().unique(), reverse=True)
-    if len(ranks) > 1 and mean == ranks[0]:
-        return f"**{text}**"
-    if len(ranks) > 1 and mean == ranks[1]:
-        return f"<u>{text}</u>"
-    return text
+def _measured_with(done: pd.DataFrame) -> str:
+    """Return versions and devices, all of them where cells differ."""
+    names = [name for name in ("anomalib", "torch", "python", "device") if name in done]
+    return ", ".join(f"{name} {' and '.join(sorted(set(done[name].astype(str))))}" for name in names)
