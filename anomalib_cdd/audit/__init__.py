@@ -1,0 +1,3 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The audit of a training set: its images from most to least suspicious, for a person to look through."""

@@ -1,0 +1,390 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The audit's page in a real browser: what a person sees, marks and downloads, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from anomalib_cdd.audit.page import AuditImage, write_page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+OpenPage = Callable[..., "Page"]
+NASTY_NAMES = [
+    "</script><script>window.pwned = 1</script>.png",
+    "<!--<script>.png",
+    "<img src=x onerror='window.pwned = 1'>.png",
+    'good/"quoted", twice ""2"".png',
+    "it's.png",
+    "a,b;c\td.png",
+    "line\nbreak.png",
+    "return\r\nof the carriage\r.png",
+    "&lt;&amp;.png",
+    "{{ 7 * 7 }}${7 * 7}.png",
+    "Übergröße/写真 🙂.png",
+    "\u2028separator\u202egnp.png",
+    " spaces \\ backslash.png",
+]
+
+
+def encode(colour: tuple[int, int, int], kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+GREY, RED = encode((120, 120, 120)), encode((200, 40, 40), "WEBP")
+
+
+def make_images(n: int = 12) -> list[AuditImage]:
+    """Image i has score i / 10; names count the other way round; the upper half has been injected."""
+    return [
+        AuditImage(
+            name=f"good/{n - i:04d}.png",
+            score=i / 10,
+            image=GREY,
+            heat_map=RED,
+            confidence=[0.9, math.nan, 0.5, i / n],
+            is_noise=i >= n / 2,
+        )
+        for i in range(n)
+    ]
+
+
+def named(names: list[str]) -> list[AuditImage]:
+    return [AuditImage(name=name, score=-float(i), image=GREY, heat_map=RED) for i, name in enumerate(names)]
+
+
+def names(page: Page, selector: str = ".card") -> list[str]:
+    return page.locator(f"{selector} .name bdi").all_text_contents()
+
+
+def move_slider(page: Page, cut: float) -> None:
+    page.locator("#slider").evaluate("(e, cut) => { e.value = cut; e.dispatchEvent(new Event('input')); }", cut)
+
+
+def selected(page: Page) -> list[str]:
+    """The rows of the downloaded list."""
+    with page.expect_download() as event:
+        page.get_by_role("button", name="Download list").click()
+    assert event.value.suggested_filename == "exclude.csv"
+    content = Path(event.value.path()).read_bytes().decode("utf-8")
+    header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
+    assert header == ["image_path"]
+    assert all(len(row) == 1 for row in rows)
+    return [row[0] for row in rows]
+
+
+def focused(page: Page) -> str:
+    return page.evaluate("document.activeElement.querySelector('.name bdi')?.textContent")
+
+
+def test_cards_say_what_is_known_of_each_image_the_most_suspicious_first(open_page: OpenPage) -> None:
+    images = make_images()
+    page = open_page(
+        images[6:] + images[:6], title="</title><script>window.pwned = 1</script> & co", subtitle='of "today"'
+    )
+    assert names(page) == [image.name for image in reversed(images)]
+    assert page.locator("h1").text_content() == page.title() == "</title><script>window.pwned = 1</script> & co"
+    assert page.get_by_text('of "today"').is_visible()
+    first, last = page.locator(".card").first, page.locator(".card").last
+    assert first.locator(".rank").text_content() == "#1"
+    assert float(first.locator(".score").text_content()) == pytest.approx(1.1)
+    assert first.get_by_text("injected").is_visible()
+    assert not last.get_by_text("injected").is_visible()
+    # a gap where an epoch has no confidence: the pen is lifted once
+    assert first.locator(".sparkline path").get_attribute("d").count("M") == 2
+    pictures = first.locator("img")
+    assert pictures.count() == 2
+    page.wait_for_function(
+        "[...document.querySelectorAll('.card img')].every(i => i.complete && i.naturalWidth === 16)"
+    )
+    # nothing is marked until a cut is set
+    assert page.locator("#above-count").text_content() == "0 of 12 above the cut"
+    assert page.locator(".card.above").count() == 0
+
+
+def test_what_is_not_known_is_not_shown(open_page: OpenPage) -> None:
+    page = open_page([AuditImage(name=f"{i}.png", score=0.5, image=GREY, heat_map=None) for i in range(3)])
+    assert names(page) == ["0.png", "1.png", "2.png"]  # equal scores keep their order
+    assert page.locator(".card").first.locator("img").count() == 1
+    for hidden in (".sparkline:visible", ".badge-injected:visible", "#legend:visible", "#sparkline-help:visible"):
+        assert page.locator(hidden).count() == 0
+    page.locator(".pictures").first.click()
+    assert page.locator("#viewer img:visible").count() == 1
+
+
+def test_a_page_opens_at_the_given_cut(open_page: OpenPage) -> None:
+    page = open_page(make_images(), cut=0.8)
+    assert names(page, ".card.above") == [
+        "good/0001.png",
+        "good/0002.png",
+        "good/0003.png",
+    ]  # an equal score is not above
+    assert page.locator("#above-count").text_content() == "3 of 12 above the cut"
+    assert page.locator("#above-injected").text_content() == "(3 of 6 injected)"
+
+
+def test_sorting(open_page: OpenPage) -> None:
+    images = [*make_images(), AuditImage(name="good/5b.png", score=0.35, image=GREY, heat_map=RED)]
+    page = open_page(images)
+    by_score = [image.name for image in sorted(images, key=lambda image: image.score)]
+    page.get_by_label("Sort by").select_option("Least suspicious first")
+    assert names(page) == by_score
+    page.get_by_label("Sort by").select_option("Name")
+    numbered = [f"good/{i:04d}.png" for i in range(1, 13)]
+    assert names(page) == [*numbered[:5], "good/5b.png", *numbered[5:]]
+    page.get_by_label("Sort by").select_option("Most suspicious first")
+    assert names(page) == by_score[::-1]
+
+
+def test_search_and_filter_narrow_what_is_shown_and_keep_the_selection(open_page: OpenPage) -> None:
+    page = open_page(named(["good/Alpha.png", "good/beta.png", "bad/ALPHABET.png", "bad/gamma.png"]), cut=-1.5)
+    shown = page.locator("#shown")
+    assert shown.text_content() == "4 of 4 shown"
+    page.get_by_label("Select good/Alpha.png").check()
+    page.get_by_label("Select bad/gamma.png").check()
+    page.get_by_role("searchbox").fill("alpha")
+    assert names(page) == ["good/Alpha.png", "bad/ALPHABET.png"]
+    assert shown.text_content() == "2 of 4 shown"
+    page.get_by_text("Above the cut", exact=True).click()
+    assert names(page) == ["good/Alpha.png"]
+    page.get_by_role("searchbox").fill("nothing")
+    assert page.get_by_text("No image matches.").is_visible()
+    assert shown.text_content() == "0 of 4 shown"
+    page.get_by_role("searchbox").fill("")
+    assert names(page) == ["good/Alpha.png", "good/beta.png"]
+    move_slider(page, -0.5)
+    assert names(page) == ["good/Alpha.png"]
+    page.get_by_text("Selected", exact=True).first.click()
+    page.get_by_label("Sort by").select_option("Name")
+    assert names(page) == ["bad/gamma.png", "good/Alpha.png"]
+    assert selected(page) == ["good/Alpha.png", "bad/gamma.png"]  # most suspicious first
+
+
+def test_the_slider_marks_exactly_the_images_above_the_cut(open_page: OpenPage) -> None:
+    images = make_images()
+    page = open_page(images)
+    for cut, n_above in [(-1, 12), (0.0, 11), (0.45, 7), (0.6, 5), (1.1, 0), (9, 0)]:
+        move_slider(page, cut)
+        assert names(page, ".card.above") == [image.name for image in reversed(images) if image.score > cut]
+        assert page.locator(".badge-above:visible").count() == n_above
+        assert page.locator("#above-count").text_content() == f"{n_above} of 12 above the cut"
+
+
+def test_a_cut_can_be_typed_and_set_in_the_histogram(open_page: OpenPage) -> None:
+    page = open_page(make_images())
+    page.get_by_label("Cut", exact=True).fill("0.95")
+    page.keyboard.press("Tab")
+    assert page.locator("#above-count").text_content() == "2 of 12 above the cut"
+    box = page.locator("#histogram").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 10)  # the middle of the range: 0.55
+    assert page.locator("#above-count").text_content() == "6 of 12 above the cut"
+    assert float(page.locator("#slider").input_value()) == pytest.approx(0.55, abs=0.01)
+    line = page.locator("#histogram .cut").bounding_box()
+    assert line["x"] + line["width"] / 2 == pytest.approx(box["x"] + box["width"] / 2, abs=2)
+
+
+def test_the_histogram_stacks_injected_images_in_a_colour_of_their_own(open_page: OpenPage) -> None:
+    page = open_page(make_images())
+    assert page.locator("#histogram .injected").count() == 6
+    assert page.locator("#histogram .other").count() == 6
+    assert page.get_by_text("other").is_visible()
+    fills = {
+        page.locator(f"#histogram .{kind}").first.evaluate("e => getComputedStyle(e).fill")
+        for kind in ("injected", "other")
+    }
+    assert len(fills) == 2
+
+
+def test_all_above_the_cut_are_downloaded_and_their_names_do_no_harm(open_page: OpenPage) -> None:
+    page = open_page(named([*NASTY_NAMES, "harmless.png"]))
+    download = page.get_by_role("button", name="Download list")
+    assert download.is_disabled()
+    assert names(page) == [*NASTY_NAMES, "harmless.png"]
+    move_slider(page, -len(NASTY_NAMES) + 0.5)
+    page.get_by_role("button", name="Select all above the cut").click()
+    assert page.locator("#selected-count").text_content() == f"{len(NASTY_NAMES)} selected"
+    assert selected(page) == NASTY_NAMES
+    page.locator(".pictures").first.click()
+    assert page.locator("#viewer-name").text_content() == NASTY_NAMES[0]
+    page.keyboard.press("Escape")
+    assert page.evaluate("window.pwned") is None
+    page.get_by_role("button", name="Clear").click()
+    assert download.is_disabled()
+
+
+def test_the_keyboard_is_enough(open_page: OpenPage) -> None:
+    page = open_page(make_images(40))
+    order = names(page)[:20]
+    columns = len(page.locator("#grid").evaluate("e => getComputedStyle(e).gridTemplateColumns").split())
+    assert columns > 1
+    page.keyboard.press("/")
+    assert page.locator("#search").evaluate("e => e === document.activeElement")
+    page.keyboard.type("a/b")  # a slash in a search is a slash
+    assert page.locator("#search").input_value() == "a/b"
+    page.locator("#search").fill("")
+    for _ in range(3):  # the filter, the sort control, the first card
+        page.keyboard.press("Tab")
+    assert focused(page) == order[0]
+    assert page.locator(".card:focus").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    steps = [("ArrowRight", 1), ("ArrowDown", 1 + columns), ("ArrowLeft", columns), ("ArrowUp", 0), ("ArrowUp", 0)]
+    for key, place in steps:
+        page.keyboard.press(key)
+        assert focused(page) == order[place]
+    page.keyboard.press("Space")
+    page.keyboard.press("End")
+    assert focused(page) == "good/0040.png"
+    page.keyboard.press("Space")
+    assert selected(page) == ["good/0001.png", "good/0040.png"]
+
+
+def test_the_larger_view_walks_through_what_is_shown(open_page: OpenPage) -> None:
+    page = open_page(make_images())
+    order = names(page)
+    viewer = page.locator("#viewer")
+    page.locator(".card").first.focus()
+    page.keyboard.press("Enter")
+    assert viewer.is_visible()
+    left, right = (page.locator(f"#viewer-{picture}").bounding_box() for picture in ("image", "heat-map"))
+    assert left["x"] + left["width"] <= right["x"]
+    assert left["y"] == right["y"]
+    shown = []
+    for key in ("ArrowLeft", "ArrowRight", "ArrowRight", "Space", "ArrowLeft"):
+        page.keyboard.press(key)
+        shown.append(page.locator("#viewer-name").text_content())
+    assert shown == [order[i] for i in (0, 1, 2, 2, 1)]
+    page.keyboard.press("Escape")
+    assert not viewer.is_visible()
+    assert focused(page) == order[1]
+    assert selected(page) == [order[2]]
+    # deselecting in the larger view of the selected images does not pull the image away
+    page.get_by_text("Selected", exact=True).first.click()
+    page.locator(".pictures").first.click()
+    page.keyboard.press("Space")
+    assert page.locator("#viewer-name").text_content() == order[2]
+    page.keyboard.press("Space")
+    page.keyboard.press("Escape")
+    assert names(page) == [order[2]]
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(open_page: OpenPage) -> None:
+    images = [*make_images(), *named(["x" * 120 + ".png", "long words " * 20])]
+    page = open_page(images, cut=0.5, title="T" * 80, viewport={"width": 360, "height": 740}, has_touch=True)
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(overflow) == 0
+    too_small = """[...document.querySelectorAll('button, select, label.tick, input[type=search], input[type=range]')]
+        .filter(e => e.offsetParent && Math.min(e.offsetWidth, e.offsetHeight) < 40).map(e => e.outerHTML)"""
+    assert page.evaluate(too_small) == []
+    page.locator(".pictures").first.tap()
+    assert page.locator("#viewer-heat-map").is_visible()
+    box = page.locator("#viewer").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 360
+    assert page.evaluate(too_small) == []
+
+
+def test_thousands_of_images_stay_fluid(open_page: OpenPage) -> None:
+    page = open_page(make_images(5000))
+    n_loaded = "document.querySelectorAll('img[src]').length"
+    milliseconds = page.evaluate(
+        """() => {
+            const slider = document.getElementById('slider');
+            const times = [];
+            for (let i = 0; i <= 20; i += 1) {
+                slider.value = 25 * i;
+                const start = performance.now();
+                slider.dispatchEvent(new Event('input'));
+                times.push(performance.now() - start);
+            }
+            return Math.max(...times);
+        }"""
+    )
+    assert milliseconds < 1000
+    for share in (0, 0.3, 0.9, 1):
+        page.evaluate("share => scrollTo(0, share * document.body.scrollHeight)", share)
+        page.wait_for_function("""() => {
+            const boxes = [...document.querySelectorAll('.card')].map(card => card.getBoundingClientRect());
+            return Math.min(...boxes.map(box => box.top)) <= 500 && Math.max(...boxes.map(box => box.bottom)) >= 500;
+        }""")
+        assert 0 < page.evaluate(n_loaded) < 300
+    assert names(page)[-1] == "good/5000.png"
+    page.get_by_role("searchbox").fill("0123")
+    assert names(page) == ["good/0123.png"]
+
+
+def test_the_focus_follows_the_window(open_page: OpenPage) -> None:
+    page = open_page(make_images(1000))
+    page.locator(".card").first.focus()
+    page.mouse.move(600, 700)
+    page.mouse.wheel(0, 8000)
+    page.wait_for_function("!document.querySelector('#grid').textContent.includes('good/0001.png')")
+    at = int(focused(page)[5:9])
+    page.keyboard.press("ArrowRight")
+    assert int(focused(page)[5:9]) == at + 1
+    assert page.locator(".card:focus").evaluate("e => e.getBoundingClientRect().top") >= 0
+
+
+def test_paper_gets_every_image_that_is_shown(open_page: OpenPage) -> None:
+    page = open_page(make_images(400))
+    assert page.locator(".card").count() < 100
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".card").count() == 400
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator(".card").count() < 100
+
+
+def test_nothing_can_be_loaded_from_elsewhere(tmp_path: Path) -> None:
+    write_page(tmp_path / "index.html", make_images(), title="Tiles")
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in html
+    assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_a_finite_number_is_refused(tmp_path: Path, score: float) -> None:
+    images = [*make_images(), AuditImage(name="odd.png", score=score, image=GREY, heat_map=None)]
+    with pytest.raises(ValueError, match=r"odd\.png"):
+        write_page(tmp_path / "index.html", images, title="Tiles")
+    with pytest.raises(ValueError, match="cut"):
+        write_page(tmp_path / "index.html", make_images(), title="Tiles", cut=score)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_images_unknown_formats_and_names_that_cannot_be_listed_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no images"):
+        write_page(tmp_path / "index.html", [], title="Tiles")
+    with pytest.raises(ValueError, match=r"a\.png.*JPEG"):
+        write_page(tmp_path / "index.html", [AuditImage("a.png", 0.0, b"not an image", None)], title="Tiles")
+    with pytest.raises(ValueError, match=r"rename the file"):
+        write_page(tmp_path / "index.html", [AuditImage("\udcff.png", 0.0, GREY, None)], title="Tiles")
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "index.html"
+    write_page(path, make_images(), title="Old")
+    old = path.read_text(encoding="utf-8")
+
+    def write_half(self: Path, text: str, **_: object) -> None:
+        with self.open("w", encoding="utf-8") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", write_half)
+        with pytest.raises(OSError, match="No space"):
+            write_page(path, make_images(), title="New")
+    assert path.read_text(encoding="utf-8") == old
+    assert list(path.parent.iterdir()) == [path]
+    write_page(path, make_images(), title="New")
+    assert "<title>New</title>" in path.read_text(encoding="utf-8")
