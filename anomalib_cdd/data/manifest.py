@@ -1,9 +1,10 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest: a training split as a CSV file, so that a published split can be used again.
+"""Training splits as CSV files: the manifest, so that a published split can be used again, and the exclude list.
 
-Two columns, ``image_path`` (relative to the root of the data set, forward slashes, sorted) and ``is_noise`` (0 or 1);
-one row for each training image.
+A manifest has two columns, ``image_path`` (relative to the root of the data set, forward slashes, sorted) and
+``is_noise`` (0 or 1); one row for each training image. An exclude list has the first column alone: images to leave
+out, such as the audit page writes it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 COLUMNS = ["image_path", "is_noise"]
+EXCLUDE_COLUMN = COLUMNS[0]
 FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
@@ -108,17 +110,63 @@ def check_manifest(
         _refuse(path, "it lists no normal training image")
 
 
-def _read_rows(path: Path) -> list[list[str]]:
+def read_exclude_list(path: str | Path) -> set[str]:
+    """Read an exclude list.
+
+    Args:
+        path: CSV file with the column ``image_path``; what else it has is not read.
+
+    Returns:
+        Relative paths of the images to leave out.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not such a CSV file; the message names the file and the problem.
+    """
+    path = Path(path)
+    if not path.exists():
+        msg = f"exclude list {path} does not exist"
+        raise FileNotFoundError(msg)
+    header, *rows = _read_rows(path, "exclude list") or [[]]
+    if EXCLUDE_COLUMN not in header:
+        _refuse(path, f"its first line has no column '{EXCLUDE_COLUMN}': '{','.join(header)[:80]}'", "exclude list")
+    place = header.index(EXCLUDE_COLUMN)
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            _refuse(path, f"row {line} has {len(row)} values instead of {len(header)}", "exclude list")
+    return {row[place] for row in rows}
+
+
+def check_exclude_list(path: str | Path, excluded: set[str], known: Iterable[str], root: Path) -> None:
+    """Check that an exclude list is one of this data set.
+
+    Args:
+        path: The list, for the message.
+        excluded: What :func:`read_exclude_list` returned.
+        known: Relative paths of all images of the data set.
+        root: Folder that the paths are relative to.
+
+    Raises:
+        ValueError: Naming the images that the data set does not have.
+    """
+    unknown = sorted(excluded.difference(known))
+    if unknown:
+        some = ", ".join(f"'{name}'" for name in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        problem = f"{len(unknown)} of its {len(excluded)} images are not of this data set ({root}): {some}"
+        _refuse(path, problem, "exclude list")
+
+
+def _read_rows(path: Path, kind: str = "manifest") -> list[list[str]]:
     try:
         content = path.read_bytes()
         if b"\0" in content:
-            _refuse(path, "it contains NUL bytes and is no text file")
+            _refuse(path, "it contains NUL bytes and is no text file", kind)
         return list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        msg = f"manifest {path}: it cannot be read as a CSV file ({error})"
+        msg = f"{kind} {path}: it cannot be read as a CSV file ({error})"
         raise ValueError(msg) from error
 
 
-def _refuse(path: str | Path, problem: str) -> NoReturn:
-    msg = f"manifest {path}: {problem}"
+def _refuse(path: str | Path, problem: str, kind: str = "manifest") -> NoReturn:
+    msg = f"{kind} {path}: {problem}"
     raise ValueError(msg)

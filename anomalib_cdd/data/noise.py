@@ -23,7 +23,13 @@ from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_cdd.data.images import check_images
-from anomalib_cdd.data.manifest import check_manifest, read_manifest, write_manifest
+from anomalib_cdd.data.manifest import (
+    check_exclude_list,
+    check_manifest,
+    read_exclude_list,
+    read_manifest,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -145,6 +151,7 @@ class NoiseInjection(AnomalibDataModule):
         overlap: bool = False,
         manifest: str | Path | None = None,
         max_normal: int | None = None,
+        exclude: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         """Take the arguments of the injection, and hand the others to the datamodule.
@@ -158,6 +165,8 @@ class NoiseInjection(AnomalibDataModule):
                 results, see :meth:`write_manifest`.
             max_normal: Use only that many normal training images, drawn with ``noise_seed``; ``noise_ratio`` counts on
                 those.
+            exclude: CSV file of images to leave out of the training set once it is drawn (``image_path`` relative to
+                the root of the data set), such as the audit page writes it.
             **kwargs: Arguments of the datamodule. Its ``seed`` is 0 where it is not given, as normal test images
                 that are split off by chance would change the training set at every ``setup``.
 
@@ -182,6 +191,7 @@ class NoiseInjection(AnomalibDataModule):
         self.overlap = overlap
         self.manifest = manifest
         self.max_normal = max_normal
+        self.exclude = exclude
         self.seed = 0 if self.seed is None else self.seed  # a split by chance would change with every setup
         self._injected_data: AnomalibDataset | None = None
         self._split: dict[str, bool] = {}
@@ -273,6 +283,10 @@ class NoiseInjection(AnomalibDataModule):
             pool = [name for name, is_anomalous in test_names.items() if is_anomalous]
             self._split = draw_split(normal, pool, self.noise_ratio, self.noise_seed, self.max_normal)
         self._inject([name in self._split for name in normal], [name in self._split for name in test_names])
+        if self.exclude is not None:
+            excluded = read_exclude_list(self.exclude)
+            check_exclude_list(self.exclude, excluded, [*normal, *test_names], root)
+            self._leave_out(excluded, name_of)
 
     def _inject(self, kept: ArrayLike, drawn: ArrayLike) -> None:
         """Move (or copy) the drawn rows of the test set, as normal ones, to the kept rows of the training set."""
@@ -285,6 +299,22 @@ class NoiseInjection(AnomalibDataModule):
         if not self.overlap:
             self.test_data.samples = test[~drawn]
         self._log_counts()
+
+    def _leave_out(self, excluded: set[str], name_of: dict[str, str]) -> None:
+        """Drop images, injected ones too, from the training set. The test set stays what it was without the list."""
+        drawn = len(self._split)
+        self._split = {name: is_noise for name, is_noise in self._split.items() if name not in excluded}
+        if all(self._split.values()):
+            msg = f"exclude list {self.exclude}: it leaves no normal training image"
+            raise ValueError(msg)
+        train, injected = self.train_data.samples, self._injected_data
+        self.train_data.samples = train[[name_of[path] in self._split for path in train["image_path"]]]
+        if injected is not None:
+            names = [name_of[path] for path in injected.samples["image_path"]]
+            self._injected_data = injected.subsample([i for i, name in enumerate(names) if name in self._split])
+        logger.info(
+            "Left out of the training set by %s: %d of %d images", self.exclude, drawn - len(self._split), drawn
+        )
 
     def _log_counts(self) -> None:
         total, injected = len(self._split), sum(self._split.values())

@@ -1,0 +1,78 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""An exclude list takes images out of the training set, and nothing else changes."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from anomalib_cdd import FolderNoisy, MVTecNoisy
+
+
+def noisy(root: Path, **options: Any) -> MVTecNoisy:
+    defaults = {"noise_ratio": 0.25, "val_split_mode": "none", "num_workers": 0, "train_batch_size": 4}
+    data = MVTecNoisy(**{**defaults, "root": root, "category": "bottle", **options})
+    data.setup()
+    return data
+
+
+def names(data: Any, root: Path) -> list[str]:
+    return [Path(path).relative_to(root / "bottle").as_posix() for path in data.samples["image_path"]]
+
+
+def test_good_and_injected_images_leave_the_training_set_alone(mvtec_root: Path, tmp_path: Path) -> None:
+    whole = noisy(mvtec_root)
+    injected = names(whole.injected_data, mvtec_root)
+    base = "bottle/"
+    unwanted = [base + "train/good/002.png", base + injected[0]]
+    listed = tmp_path / "exclude.csv"
+    pd.DataFrame({"image_path": unwanted}).to_csv(listed, index=False)
+    data = noisy(mvtec_root, exclude=listed)
+    gone = {name.removeprefix(base) for name in unwanted}
+    assert names(data.train_data, mvtec_root) == [n for n in names(whole.train_data, mvtec_root) if n not in gone]
+    assert names(data.injected_data, mvtec_root) == injected[1:]
+    assert names(data.test_data, mvtec_root) == names(whole.test_data, mvtec_root)
+    data.write_manifest(tmp_path / "manifest.csv")
+    assert set(pd.read_csv(tmp_path / "manifest.csv")["image_path"]).isdisjoint(unwanted)
+    again = noisy(mvtec_root, manifest=tmp_path / "manifest.csv")
+    assert again.train_data.samples["image_path"].tolist() == data.train_data.samples["image_path"].tolist()
+
+
+def test_a_folder_takes_the_list_of_the_audit(folder_root: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "exclude.csv"
+    listed.write_text("rank,image_path\n1,good/003.png\n", encoding="utf-8")
+    data = FolderNoisy(
+        name="parts", root=folder_root, normal_dir="good", noise_ratio=0, test_split_mode="none",
+        val_split_mode="none", exclude=listed,
+    )  # fmt: skip
+    data.setup()
+    assert len(data.train_data) == 11
+    assert not data.train_data.samples["image_path"].str.endswith("003.png").any()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "exclude list .* does not exist"),
+        (b"\0\1", "exclude list .*NUL bytes"),
+        (b"name\ntrain/good/001.png\n", "no column 'image_path': 'name'"),
+        (b"image_path,x\na\n", "row 2 has 1 values instead of 2"),
+        (b"image_path\nnowhere.png\nbottle/train/good/001.png\n", r"1 of its 2 images are not of this.*'nowhere\.png'"),
+    ],
+)
+def test_a_bad_list_is_named(mvtec_root: Path, tmp_path: Path, content: bytes | None, message: str) -> None:
+    listed = tmp_path / "exclude.csv"
+    if content is not None:
+        listed.write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        noisy(mvtec_root, exclude=listed)
+
+
+def test_a_list_of_everything_is_refused(mvtec_root: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "exclude.csv"
+    names_ = [f"bottle/train/good/{i:03}.png" for i in range(12)]
+    pd.DataFrame({"image_path": names_}).to_csv(listed, index=False)
+    with pytest.raises(ValueError, match="leaves no normal training image"):
+        noisy(mvtec_root, exclude=listed)
