@@ -3,7 +3,7 @@
 """``python -m anomalib_cdd`` and ``anomalib-cdd``: anomalib's CLI with this package imported, and two subcommands.
 
 anomalib has no hook for plugins; importing this package before its CLI makes ``--model Cdd``, ``--data MVTecNoisy``
-and their place in ``benchmark`` work. ``demo`` and ``fuad`` are added to its subcommands.
+and their place in ``benchmark`` work. ``demo``, ``audit`` and ``fuad`` are added to its subcommands.
 """
 
 import sys
@@ -18,19 +18,21 @@ import anomalib_cdd  # noqa: F401  # registers its classes with anomalib
 
 SUBCOMMANDS = {
     "demo": "Train on solar cells with defective ones among them, and show what was learned.",
+    "audit": "Rank the images of a folder by how suspicious a trained model finds them, on a page to look through.",
     "fuad": "Compare models on training data that is not clean: models x data x noise ratios x seeds.",
 }
 
 
 class CddCLI(AnomalibCLI):
-    """anomalib's CLI with ``demo`` and ``fuad``."""
+    """anomalib's CLI with ``demo``, ``audit`` and ``fuad``."""
 
     def _set_install_subcommand(self, action_subcommand: Any) -> None:
         # the one place where anomalib hands over its subcommands while it builds them
         super()._set_install_subcommand(action_subcommand)
         from anomalib_cdd import demo, fuad
+        from anomalib_cdd.audit import command as audit
 
-        for name, module in (("demo", demo), ("fuad", fuad)):
+        for name, module in (("demo", demo), ("audit", audit), ("fuad", fuad)):
             self.subcommand_parsers[name] = module.get_parser()
             action_subcommand.add_subcommand(name, self.subcommand_parsers[name], help=SUBCOMMANDS[name])
 
@@ -45,6 +47,13 @@ class CddCLI(AnomalibCLI):
 
         with _plain_errors():
             demo.run(self.config["demo"])
+
+    def audit(self) -> None:
+        """Audit a folder."""
+        from anomalib_cdd.audit import command
+
+        with _plain_errors():
+            command.run(self.config["audit"])
 
     def fuad(self) -> None:
         """Run the comparison grid, with exit status 1 if a cell failed."""

@@ -283,10 +283,24 @@ def score_training_set(model: AnomalibModule, datamodule: AnomalibDataModule, **
 
 def rank_training_set(model: AnomalibModule, datamodule: AnomalibDataModule, predictions: Predictions) -> pd.DataFrame:
     """Rank training images that are scored already; see :func:`training_ranking`."""
-    dataset, scores = datamodule.train_data, _suspicion(model, predictions)
-    ranking = pd.DataFrame({"image_path": predictions.image_paths, "score": scores, "model_score": predictions.scores})
-    if "is_noise" in dataset.samples:
-        ranking["is_noise"] = dataset.samples["is_noise"].to_numpy(dtype=bool)
+    return rank_predictions(model, predictions, datamodule.train_data.samples)
+
+
+def rank_predictions(model: AnomalibModule, predictions: Predictions, samples: pd.DataFrame) -> pd.DataFrame:
+    """Rank the images of a data set, whose ``samples`` these are, by what was predicted of each in their order.
+
+    Returns:
+        The columns of :func:`training_ranking`.
+    """
+    ranking = pd.DataFrame(
+        {
+            "image_path": predictions.image_paths,
+            "score": _suspicion(model, predictions),
+            "model_score": predictions.scores,
+        }
+    )
+    if "is_noise" in samples:
+        ranking["is_noise"] = samples["is_noise"].to_numpy(dtype=bool)
     ranking = ranking.sort_values("score", ascending=False, kind="stable", ignore_index=True)
     ranking.insert(0, "rank", np.arange(1, len(ranking) + 1))
     return ranking

@@ -1,3 +1,7 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
 """The audit of a training set: its images from most to least suspicious, for a person to look through."""
+
+from .training import TrainingAudit, write_audit
+
+__all__ = ["TrainingAudit", "write_audit"]

@@ -20,13 +20,14 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
+from anomalib_cdd.audit import TrainingAudit
 from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalisation
 from anomalib_cdd.post_processing import LabelFreePostProcessor
 from anomalib_cdd.visualization import UncroppedVisualizer
@@ -94,6 +95,7 @@ class Cdd(AnomalibModule):
             random; ``"off"`` computes them at every pass.
         cache_memory_gb: Memory for features, in GiB; what does not fit goes to disk.
         cache_dir: Folder for features on disk; ``None`` takes the system's temporary folder.
+        audit: Whether a fit ends with ``audit/`` in its results: the training images from most to least suspicious.
         pre_processor: anomalib's, or ``True`` for resize to 256, centre crop of 224 and the teacher's normalisation.
         post_processor: anomalib's, or whether to have the default.
         evaluator: anomalib's, or whether to have the default.
@@ -135,6 +137,7 @@ class Cdd(AnomalibModule):
         cache: Literal["auto", "off"] = "auto",
         cache_memory_gb: float = 8.0,
         cache_dir: str | None = None,
+        audit: bool = True,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -437,6 +440,12 @@ class Cdd(AnomalibModule):
         mean, std = normalisation(backbone) if backbone else (IMAGENET_MEAN, IMAGENET_STD)
         steps = [Resize(image_size, antialias=True), CenterCrop(crop), Normalize(mean=list(mean), std=list(std))]
         return PreProcessor(transform=Compose(steps))
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Return the model's components that are callbacks, and the audit of the training set."""
+        callbacks = super().configure_callbacks()
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+        return [*callbacks, TrainingAudit()] if self.options.audit else callbacks
 
     def configure_post_processor(self) -> LabelFreePostProcessor:
         """Return the default post-processor: thresholds and normalisation from the training images alone."""
