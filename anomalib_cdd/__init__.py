@@ -11,10 +11,11 @@ import anomalib.models
 
 from . import backbones, data, models
 from .data import *  # noqa: F403
+from .evaluator import FuadEvaluator
 from .models import *  # noqa: F403
 from .post_processing import LabelFreePostProcessor
 
-__all__ = ["LabelFreePostProcessor", "backbones", "data", "models"]
+__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "backbones", "data", "models"]
 __all__ += data.__all__
 __all__ += models.__all__
 __version__ = "0.1.0"

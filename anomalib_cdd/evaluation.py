@@ -8,7 +8,7 @@ Scores and maps are the model's own, before anomalib's post-processor: its norma
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,19 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Predictions]") -> "Predictions":
+        """Join predictions of the same model, at least one."""
+        maps = [part.maps for part in parts if part.maps is not None]
+        masks = [part.masks for part in parts if part.masks is not None]
+        return cls(
+            scores=np.concatenate([part.scores for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+            image_paths=[path for part in parts for path in part.image_paths],
+            maps=np.concatenate(maps) if len(maps) == len(parts) else None,
+            masks=np.concatenate(masks) if len(masks) == len(parts) else None,
+        )
 
     def select(self, keep: NDArray[np.bool_]) -> "Predictions":
         """Return the images where ``keep``, shape ``(N,)``, is true."""
@@ -356,13 +369,37 @@ def _score_test_sets(
     keep_maps = keep_maps or datamodule.test_data.task == TaskType.SEGMENTATION
     kwargs = {"device": device, "progress": progress, "keep_maps": keep_maps}
     test = _score(model, datamodule, datamodule.test_data, "test set", **kwargs)
+    return score_injected(model, datamodule, test, device=device, progress=progress)
+
+
+def score_injected(
+    model: AnomalibModule,
+    datamodule: AnomalibDataModule | None,
+    test: Predictions,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> tuple[Predictions, Predictions]:
+    """Part test images from injected ones, and score these where they are not among them.
+
+    Args:
+        model: A trained anomalib model.
+        datamodule: Knows the injected images; one that does not, or ``None``, has none.
+        test: Predictions of its test set, with or without overlap.
+        device: Where to compute.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Predictions of the test images that were not injected, and of the injected ones with their true labels.
+    """
     injected_data = getattr(datamodule, "injected_data", None)
-    if injected_data is None or len(injected_data) == 0:
+    if datamodule is None or injected_data is None or len(injected_data) == 0:
         return test, test.select(np.zeros(len(test), dtype=bool))
     paths = {str(path) for path in injected_data.samples["image_path"]}
     is_injected = np.array([path in paths for path in test.image_paths], dtype=bool)
     if is_injected.sum() == len(paths):  # the datamodule was set to overlap: they are scored already
         return test.select(~is_injected), test.select(is_injected)
+    kwargs = {"device": device, "progress": progress, "keep_maps": test.maps is not None}
     injected = _score(model, datamodule, injected_data, "injected images", **kwargs)
     return test.select(~is_injected), injected
 
@@ -410,16 +447,33 @@ def _raw_predictions(model: AnomalibModule, images: Tensor) -> tuple[Tensor, Ten
     dtype: Any = model.dtype
     with torch.autocast(images.device.type, enabled=False):
         output = model.model(images.to(dtype))
+    return raw_scores_and_maps(output, len(images), type(model).__name__)
+
+
+def raw_scores_and_maps(output: Any, count: int, name: str) -> tuple[Tensor, Tensor | None]:
+    """Bring what a model says into one form.
+
+    Args:
+        output: Has ``pred_score`` and ``anomaly_map``, either of which may be ``None``.
+        count: Number of images B.
+        name: The model's, for messages.
+
+    Returns:
+        Scores ``(B,)`` and maps ``(B, H, W)`` in fp32; the maximum of the map where there is no score.
+
+    Raises:
+        ValueError: If there is neither, or a score is not a finite number.
+    """
     scores, maps = output.pred_score, output.anomaly_map
-    maps = None if maps is None else maps.float().reshape(len(images), *maps.shape[-2:])
+    maps = None if maps is None else maps.float().reshape(count, *maps.shape[-2:])
     if scores is None:
         if maps is None:
-            msg = f"{type(model).__name__} gives neither an image score nor an anomaly map."
+            msg = f"{name} gives neither an image score nor an anomaly map."
             raise ValueError(msg)
         scores = maps.amax(dim=(-2, -1))  # as anomalib's post-processor does
     scores = scores.float().reshape(-1)
     if not torch.isfinite(scores).all():
-        msg = f"{type(model).__name__} gives scores that are not finite numbers: its training has diverged."
+        msg = f"{name} gives scores that are not finite numbers: its training has diverged."
         raise ValueError(msg)
     return scores, maps
 
