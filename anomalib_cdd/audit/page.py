@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 TEMPLATE = "page.html.j2"
 # first bytes of an image file: the page embeds it as it is, so a browser must know the format
 MEDIA_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp"}
@@ -65,6 +63,9 @@ def write_page(
     if cut is not None and not math.isfinite(cut):
         msg = f"The cut is {cut}: give a finite score, or None to mark no image."
         raise ValueError(msg)
+    # here and not above: every import of the package would pay for it
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     ranked = [_entry(image) for image in sorted(images, key=lambda image: image.score, reverse=True)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
