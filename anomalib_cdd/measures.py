@@ -73,3 +73,30 @@ def pro_per_image(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> list[f
     """
     values = (aupro([(maps[i : i + 1], masks[i : i + 1])]) for i in np.flatnonzero(masks.any(axis=(1, 2))))
     return [value for value in values if not np.isnan(value)]
+
+
+def f1_curve(
+    positive: NDArray[np.floating], negative: NDArray[np.floating]
+) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+    """F1 of calling anomalous what exceeds a threshold, at every threshold that matters.
+
+    Args:
+        positive: Scores of the anomalous, any shape.
+        negative: Scores of the normal, any shape.
+
+    Returns:
+        Ascending thresholds, the first below every score, and the F1 at each, in [0, 1].
+    """
+    positive, negative = np.sort(positive, axis=None), np.sort(negative, axis=None)
+    thresholds = np.concatenate([[-np.inf], np.unique(np.concatenate([positive, negative]))])
+    found = positive.size - np.searchsorted(positive, thresholds, side="right")
+    false = negative.size - np.searchsorted(negative, thresholds, side="right")
+    return thresholds, 2 * found / np.maximum(found + false + positive.size, 1)
+
+
+def f1(positive: NDArray[np.floating], negative: NDArray[np.floating], threshold: float) -> float:
+    """F1 of calling anomalous what exceeds the threshold, in [0, 1]; NaN without anomalous scores."""
+    if positive.size == 0:
+        return NAN
+    found, false = int((positive > threshold).sum()), int((negative > threshold).sum())
+    return 2 * found / (found + false + positive.size)

@@ -28,6 +28,9 @@ from anomalib_cdd.thresholds import METHODS, Method, label_free_threshold
 logger = logging.getLogger(__name__)
 
 FALSE_ALARM_RATE = 0.1
+PIXEL_FALSE_ALARM_RATE = 0.01
+# enough of each map for its part in a quantile
+PIXELS_PER_IMAGE = 64
 Views = Literal["auto", "plain", "mirrored"]
 VIEWS: tuple[Views, ...] = get_args(Views)
 
@@ -39,10 +42,9 @@ class LabelFreePostProcessor(PostProcessor):
     validation set is needed. A threshold maps to 0.5 and the median training score to 0.25, strictly monotonically:
     nothing is clipped, so that ranking measures such as AUROC are those of the raw scores.
 
-    The pixel threshold is what a share ``false_alarm_rate`` of the good parts exceeds somewhere.
-
     Args:
         false_alarm_rate: Share of good parts that may be called anomalous, in (0, 0.5].
+        pixel_false_alarm_rate: Share of their pixels that may be, in (0, 0.5].
         method: How the scores of good parts are told from those of bad ones among them, see
             :func:`anomalib_cdd.thresholds.label_free_threshold`.
         views: How the training images are shown: ``"plain"``, as they are; ``"mirrored"``, left to right, so that a
@@ -66,6 +68,7 @@ class LabelFreePostProcessor(PostProcessor):
     def __init__(
         self,
         false_alarm_rate: float = FALSE_ALARM_RATE,
+        pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE,
         method: Method = "mad",
         views: Views = "auto",
         image_sensitivity: float = 0.5,
@@ -73,9 +76,11 @@ class LabelFreePostProcessor(PostProcessor):
         enable_normalization: bool = True,
         enable_thresholding: bool = True,
     ) -> None:
-        if not 0 < false_alarm_rate <= 0.5:
-            msg = f"false_alarm_rate is {false_alarm_rate}; it has to be above 0 and at most 0.5."
-            raise ValueError(msg)
+        rates = {"false_alarm_rate": false_alarm_rate, "pixel_false_alarm_rate": pixel_false_alarm_rate}
+        for name, rate in rates.items():
+            if not 0 < rate <= 0.5:
+                msg = f"{name} is {rate}; it has to be above 0 and at most 0.5."
+                raise ValueError(msg)
         for name, value, known in (("method", method, METHODS), ("views", views, VIEWS)):
             if value not in known:
                 msg = f"{name} is {value!r}; it has to be one of {known}."
@@ -87,6 +92,7 @@ class LabelFreePostProcessor(PostProcessor):
             pixel_sensitivity=pixel_sensitivity,
         )
         self.false_alarm_rate = false_alarm_rate
+        self.pixel_false_alarm_rate = pixel_false_alarm_rate
         self.method: Method = method
         self.views: Views = views
         self._images: TrainingImages | None = None
@@ -94,7 +100,7 @@ class LabelFreePostProcessor(PostProcessor):
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "false_alarm_rate", "method", "views")
+        return (*super()._checkpoint_config_keys, "false_alarm_rate", "pixel_false_alarm_rate", "method", "views")
 
     def calibrate(
         self,
@@ -133,14 +139,14 @@ class LabelFreePostProcessor(PostProcessor):
         batch_size: int = 32,
         progress: bool = True,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return the raw scores ``(N,)`` that thresholds are taken from, and the maxima of the maps, if there are any.
+        """Return the raw scores ``(N,)`` that thresholds are taken from, and pixels of each map ``(N, P)``, if any.
 
         Arguments as in :meth:`calibrate`.
         """
         steps = [augmentations] if augmentations is not None else []
         if self.mirrors(model):
             steps.append(RandomHorizontalFlip(1))
-        scores, peaks = [], []
+        scores, pixels = [], []
         batches = iterate_predictions(
             model,
             dataset,
@@ -153,25 +159,25 @@ class LabelFreePostProcessor(PostProcessor):
         for _, batch_scores, maps, _ in batches:
             scores.append(batch_scores.cpu())
             if maps is not None:
-                peaks.append(maps.amax(dim=(-2, -1)).cpu())
-        return torch.cat(scores).numpy(), torch.cat(peaks).numpy() if peaks else None
+                pixels.append(sample_pixels(maps).cpu())
+        return torch.cat(scores).numpy(), torch.cat(pixels).numpy() if pixels else None
 
-    def set_thresholds(self, scores: NDArray[np.floating], peaks: NDArray[np.floating] | None = None) -> None:
+    def set_thresholds(self, scores: NDArray[np.floating], pixels: NDArray[np.floating] | None = None) -> None:
         """Set thresholds and normalisation.
 
         Args:
             scores: Raw scores of unlabelled images, shape ``(N,)``.
-            peaks: Maximum of each image's anomaly map, shape ``(N,)``; ``None`` for a model without maps.
+            pixels: Values of their anomaly maps, any shape; ``None`` for a model without maps.
 
         Raises:
             ValueError: See :func:`anomalib_cdd.thresholds.label_free_threshold`.
         """
-        self._set(scores, self._image_threshold, self.image_min, self.image_max)
-        if peaks is not None:
-            self._set(peaks, self._pixel_threshold, self.pixel_min, self.pixel_max)
+        self._set(scores, self.false_alarm_rate, self._image_threshold, self.image_min, self.image_max)
+        if pixels is not None:
+            self._set(pixels, self.pixel_false_alarm_rate, self._pixel_threshold, self.pixel_min, self.pixel_max)
 
-    def _set(self, values: NDArray[np.floating], threshold: Tensor, low: Tensor, high: Tensor) -> None:
-        cut = label_free_threshold(values, self.false_alarm_rate, self.method)
+    def _set(self, values: NDArray[np.floating], rate: float, threshold: Tensor, low: Tensor, high: Tensor) -> None:
+        cut = label_free_threshold(values, rate, self.method)
         spread = max(cut - float(np.median(values)), abs(cut) * 1e-6, 1e-12)
         threshold.fill_(cut)
         # anomalib's linear normalisation with these ends has the same labels, should it read the checkpoint
@@ -232,6 +238,13 @@ class LabelFreePostProcessor(PostProcessor):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training images out of exports."""
         return {**super().__getstate__(), "_images": None}
+
+
+def sample_pixels(maps: Tensor) -> Tensor:
+    """Return values at the same random places of each map ``(B, H, W)``, shape ``(B, P)``."""
+    flat = maps.flatten(1)
+    places = torch.randint(flat.shape[1], (PIXELS_PER_IMAGE,), generator=torch.Generator().manual_seed(0))
+    return flat[:, places.to(flat.device)]
 
 
 class TrainingImages(NamedTuple):

@@ -214,11 +214,3 @@ def test_time_left_counts_what_the_same_model_took(make: Make) -> None:
     assert fuad._seconds_left(cells, records, []) == 0
     records[1] = None
     assert fuad._seconds_left(cells, records, [1, 2, 3]) == 30
-
-
-def test_the_grid_that_ships_parses() -> None:
-    config = fuad.get_parser().parse_args(["--config", str(CONFIGS / "fuad.yaml")])
-    cells = fuad.plan(config)
-    assert len(cells) == len({cell.key for cell in cells}) == 15
-    rd = next(cell for cell in cells if cell.model == "rd").config["model"]["init_args"]
-    assert not any(rd[name] for name in ("domain_construction", "pseudo_normal", "regularization", "feature_noise"))

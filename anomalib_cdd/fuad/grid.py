@@ -47,6 +47,8 @@ from .report import make_report
 
 # What the grid itself sets, and from which of its keys.
 SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "models": {"seed": "seeds"}}
+# Options that came after results that are still good: at these values they change nothing and are not hashed.
+WITHOUT_EFFECT: dict[str, dict[str, Any]] = {"data": {"exclude": None}, "model": {"audit": True}}
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 # What a cell's record has to have, and of which kind.
@@ -76,7 +78,12 @@ class Cell:
     @property
     def key(self) -> str:
         """Hash of the full configuration; the names are not part of it."""
-        text = json.dumps({"seed": self.seed, "config": self.config}, sort_keys=True)
+        config = copy.deepcopy(self.config)
+        for part, options in WITHOUT_EFFECT.items():
+            for name, value in options.items():
+                if config[part]["init_args"].get(name) == value:
+                    del config[part]["init_args"][name]
+        text = json.dumps({"seed": self.seed, "config": config}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -210,9 +217,12 @@ def _run_cell(cell: Cell, config: Namespace) -> dict[str, Any]:
 
 def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float | None], float, scores.Arrays]:
     seed_everything(cell.seed, workers=True, verbose=False)
-    components = build(**_fill_data_root(cell.config, config.data_root, f"data.{cell.data}"))
+    filled = _fill_data_root(cell.config, config.data_root, f"data.{cell.data}")
+    if "audit" in filled["model"]["init_args"]:
+        filled["model"]["init_args"]["audit"] = False
+    components = build(**filled)
     # the measures are of raw scores
-    components.model.post_processor = None  # type: ignore[assignment]
+    components.model.post_processor = None
     trainer: dict[str, Any] = QUIET | components.trainer
     callbacks = list(trainer.pop("callbacks", None) or [])
     if not config.checkpoints:
@@ -254,9 +264,13 @@ def _output_to_file(path: Path, title: str) -> Iterator[None]:
 
 def _read_record(folder: Path, cell: Cell) -> dict[str, Any] | None:
     path = folder / f"{cell.key}.json"
-    if not path.exists():
-        return None
+    for place in (folder.parent, folder):
+        if place.is_file():
+            msg = f"{place} is a file where the grid's results need a folder. Move it, or give another --output."
+            raise ConfigError(msg)
     try:
+        if not path.exists():
+            return None
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # not JSON, not text
         raise _not_a_record(path, str(error)) from error

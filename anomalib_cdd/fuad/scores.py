@@ -11,8 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from anomalib_cdd.post_processing import LabelFreePostProcessor
+from anomalib_cdd.measures import f1, f1_curve
+from anomalib_cdd.post_processing import (
+    FALSE_ALARM_RATE,
+    PIXEL_FALSE_ALARM_RATE,
+    LabelFreePostProcessor,
+    sample_pixels,
+)
+from anomalib_cdd.thresholds import METHODS, label_free_threshold
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +33,6 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, "NDArray[Any]"]
 
-PIXELS_PER_IMAGE = 64
 PIXEL_BINS = 1024
 EXAMPLES = 5
 
@@ -44,7 +51,7 @@ def cell_scores(
     Returns:
         ``train_paths``, ``train_scores``, ``train_suspicion``, ``train_is_noise``; ``calibration_scores``, what
         ``LabelFreePostProcessor`` takes the threshold from; ``test_scores``, ``test_labels``,
-        ``test_injected``; with maps ``calibration_peaks``, ``train_pixels``, ``pixel_edges``, ``pixels_normal``,
+        ``test_injected``; with maps ``calibration_pixels``, ``pixel_edges``, ``pixels_normal``,
         ``pixels_anomalous``; ``history_confidence`` and ``history_cross_domain`` ``(epochs, N)``; ``example_paths``
         and ``example_maps``.
     """
@@ -52,8 +59,8 @@ def cell_scores(
         msg = "The training images have not been scored."
         raise ValueError(msg)
     training = evaluation.training
-    peaks = None if training.maps is None else training.maps.max(axis=(1, 2))
-    calibration = (training.scores, peaks)
+    pixels = None if training.maps is None else sample_pixels(torch.from_numpy(training.maps)).numpy()
+    calibration = (training.scores, pixels)
     post_processor = LabelFreePostProcessor()
     if post_processor.mirrors(model):
         dataset, batch_size = datamodule.train_data, datamodule.eval_batch_size
@@ -70,9 +77,8 @@ def cell_scores(
         "test_injected": np.arange(len(evaluation.clean) + len(evaluation.injected)) >= len(evaluation.clean),
     }
     if calibration[1] is not None:
-        arrays["calibration_peaks"] = calibration[1]
-    if training.maps is not None:
-        arrays |= _pixels(training.maps, evaluation.clean)
+        arrays["calibration_pixels"] = calibration[1]
+        arrays |= _pixels(evaluation.clean)
     history = getattr(model, "training_history", None)
     if history is not None and history.image_paths == training.image_paths:
         arrays["history_confidence"] = np.stack([values.numpy() for values in history.confidence])
@@ -80,16 +86,11 @@ def cell_scores(
     return arrays | (_examples(evaluation.clean) if examples else {})
 
 
-def _pixels(train_maps: NDArray[np.float32], test: Predictions) -> Arrays:
-    flat = train_maps.reshape(len(train_maps), -1)
-    places = np.random.default_rng(0).integers(flat.shape[1], size=(len(flat), PIXELS_PER_IMAGE))
-    arrays: Arrays = {
-        "train_pixels": np.take_along_axis(flat, places, axis=1),
-    }
+def _pixels(test: Predictions) -> Arrays:
     if test.maps is None or test.masks is None:
-        return arrays
+        return {}
     edges = np.histogram_bin_edges(test.maps, PIXEL_BINS)
-    return arrays | {
+    return {
         "pixel_edges": edges,
         "pixels_normal": np.histogram(test.maps[~test.masks], edges)[0],
         "pixels_anomalous": np.histogram(test.maps[test.masks], edges)[0],
@@ -109,6 +110,48 @@ def _examples(test: Predictions) -> Arrays:
         "example_labels": test.labels[chosen],
     }
     return arrays if test.masks is None else arrays | {"example_masks": test.masks[chosen]}
+
+
+def threshold_measures(arrays: Arrays) -> dict[str, float]:
+    """Measure what a user without labels gets: thresholds from the training scores, test labels to judge them.
+
+    Returns:
+        On the test images without overlap: ``F1_best``, the best that any threshold reaches; ``F1`` and
+        ``false_alarms``, the share of good test images above it, at :class:`LabelFreePostProcessor`'s default;
+        ``F1_ratio``, their ratio; ``F1_ratio_<method>`` for each estimator; ``F1_ratio_anomalib``, at the maximum of
+        the training scores, which is anomalib's threshold where the validation images have no anomalous one;
+        ``pixel_F1_ratio`` where there are masks. Empty without both kinds of test images.
+    """
+    kept = ~arrays["test_injected"]
+    positive = arrays["test_scores"][kept & (arrays["test_labels"] == 1)]
+    negative = arrays["test_scores"][kept & (arrays["test_labels"] == 0)]
+    if not positive.size or not negative.size:
+        return {}
+    calibration = arrays["calibration_scores"] if "calibration_scores" in arrays else arrays["train_scores"]
+    best = float(f1_curve(positive, negative)[1].max())
+    thresholds = {method: label_free_threshold(calibration, FALSE_ALARM_RATE, method) for method in METHODS}
+    measures = {f"F1_ratio_{method}": f1(positive, negative, cut) / best for method, cut in thresholds.items()}
+    cut = thresholds[METHODS[0]]
+    measures |= {
+        "F1_best": best,
+        "F1": f1(positive, negative, cut),
+        "F1_ratio": f1(positive, negative, cut) / best,
+        "F1_ratio_anomalib": f1(positive, negative, float(arrays["train_scores"].max())) / best,
+        "false_alarms": float((negative > cut).mean()),
+    }
+    return measures | _pixel_threshold_measures(arrays)
+
+
+def _pixel_threshold_measures(arrays: Arrays) -> dict[str, float]:
+    """Compare at the edges of a histogram of the pixels."""
+    if "pixels_anomalous" not in arrays or not arrays["pixels_anomalous"].sum():
+        return {}
+    pixels = arrays["calibration_pixels"] if "calibration_pixels" in arrays else arrays["train_pixels"]
+    above = {name: arrays[name][::-1].cumsum()[::-1] for name in ("pixels_anomalous", "pixels_normal")}
+    found, false = above["pixels_anomalous"], above["pixels_normal"]
+    curve = 2 * found / np.maximum(found + false + found[0], 1)
+    cut = np.searchsorted(arrays["pixel_edges"][:-1], label_free_threshold(pixels, PIXEL_FALSE_ALARM_RATE))
+    return {"pixel_F1_ratio": float(curve[cut] / curve.max()) if cut < len(curve) else 0.0}
 
 
 def save(path: Path, arrays: Arrays) -> None:

@@ -1,0 +1,141 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the grid's report: means and standard deviations over the seeds, the best and the second best marked.
+
+A table is plain data; ``report.py`` writes it as Markdown and as HTML. Marks go by the numbers as they are printed, so
+that equal numbers have equal marks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+SETTINGS = {
+    "No overlap": ("image_AUROC", "pixel_AUROC", "AUPRO", "PRO"),
+    "Overlap": ("image_AUROC_overlap", "pixel_AUROC_overlap", "AUPRO_overlap", "PRO_overlap"),
+    "Its own noise": ("injected_AUROC", "noise_AP", "noise_precision"),
+}
+OVERVIEW = ("image_AUROC", "image_AUROC_overlap", "noise_AP")
+DECIMALS = 3
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number as it is printed: 1 for the best of its column, 2 for the second best, else 0."""
+
+    text: str
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells, each of one value or more; ``notes`` stand below."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[tuple[Value, ...], ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def finished(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the finished cells; data sets and models in the order of the grid, whichever cell came first.
+
+    Args:
+        results: Cells that have run, in the order of the grid: ``data``, ``model``, ``status``.
+    """
+    done = results[results["status"] == "done"]
+    for column in ("model", "data"):
+        order = results[column].unique().tolist()
+        done = done.sort_values(column, key=lambda names, order=order: names.map(order.index), kind="stable")
+    return done
+
+
+def setting_tables(group: pd.DataFrame) -> list[Table]:
+    """Return the tables of one data set at one noise ratio, a row per model; without those that measured nothing.
+
+    Args:
+        group: Finished cells: ``model``, ``seed`` and the measures.
+    """
+    tables = []
+    for title, names in SETTINGS.items():
+        measured = [name for name in names if name in group and group[name].notna().any()]
+        if measured:
+            tables.append(_setting_table(group, title, measured))
+    return tables
+
+
+def _setting_table(group: pd.DataFrame, title: str, names: list[str]) -> Table:
+    models = group.groupby("model", sort=False)
+    means, deviations, seeds = models[names].mean(), models[names].std(), models["seed"].nunique()
+    marks = {name: ranks(means[name]) for name in names}
+    rows = tuple(
+        (
+            plain(model),
+            plain(seeds[model]),
+            *(
+                (Value(mean_text(means.loc[model, name], deviations.loc[model, name]), marks[name][i]),)
+                for name in names
+            ),
+        )
+        for i, model in enumerate(means.index)
+    )
+    columns = ("model", "seeds", *(name.removesuffix("_overlap") for name in names))
+    return Table(title, columns, rows, seed_notes(group))
+
+
+def overview(group: pd.DataFrame, title: str) -> Table:
+    """Return one table of all data sets at one noise ratio: a row per data set, a column per model.
+
+    Args:
+        group: Finished cells: ``data``, ``model``, ``seed`` and the measures.
+        title: Title of the table.
+    """
+    models, rows = group["model"].unique().tolist(), []
+    for data, part in group.groupby("data", sort=False):
+        by_model = part.groupby("model", sort=False)[[name for name in OVERVIEW if name in part]].mean()
+        means = by_model.reindex(index=models, columns=list(OVERVIEW))
+        marks = {name: ranks(means[name]) for name in OVERVIEW}
+        cells = (
+            tuple(Value(mean_text(means.loc[model, name]), marks[name][i]) for name in OVERVIEW)
+            for i, model in enumerate(models)
+        )
+        rows.append((plain(data), *cells))
+    notes = [
+        f"{data}: {note}" for data, part in group.groupby("data", sort=False) for note in seed_notes(part, short=True)
+    ]
+    return Table(title, ("data", *models), tuple(rows), tuple(notes))
+
+
+def seed_notes(group: pd.DataFrame, short: bool = False) -> tuple[str, ...]:
+    """Say which seeds each model was run on, if they are not the same: such means do not compare."""
+    seeds = {str(model): tuple(sorted(set(part["seed"]))) for model, part in group.groupby("model", sort=False)}
+    if len(set(seeds.values())) < 2:
+        return ()
+    listed = "; ".join(f"{model} {', '.join(map(str, numbers))}" for model, numbers in seeds.items())
+    if short:
+        return (f"not the same seeds ({listed}).",)
+    return (f"Not the same seeds for every model ({listed}): means over different seeds are not comparable.",)
+
+
+def ranks(column: Sequence[float] | pd.Series) -> list[int]:
+    """Return 1 for the largest value of a column as printed, 2 for the second largest, else 0; none where all agree."""
+    values = np.round(np.asarray(column, dtype=float), DECIMALS)
+    order = np.unique(values[~np.isnan(values)])[::-1].tolist()
+    if len(order) < 2:
+        return [0] * len(values)
+    return [order.index(value) + 1 if value in order[:2] else 0 for value in values.tolist()]
+
+
+def mean_text(mean: float, deviation: float = np.nan) -> str:
+    """Return ``mean ± deviation``; the mean alone where there was one seed."""
+    if pd.isna(mean):
+        return MISSING
+    return f"{mean:.{DECIMALS}f}" + ("" if pd.isna(deviation) else f" ± {deviation:.{DECIMALS}f}")
+
+
+def plain(text: object) -> tuple[Value, ...]:
+    """Return a cell of unmarked text."""
+    return (Value(str(text)),)
