@@ -27,6 +27,7 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import BadZipFile
 
 import pandas as pd
 import torch
@@ -125,7 +126,8 @@ def run(config: Namespace) -> int:
         for i, cell in enumerate(cells):
             print("to do " if i in todo else "done  ", cell)
         return 0
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning"):
+    # the screen has one line per cell
+    for name in ("anomalib", "anomalib_cdd", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     print(f"{len(cells)} cells, {len(cells) - len(todo)} finished before; results in {config.output.resolve()}")
     for count, i in enumerate(todo):
@@ -237,8 +239,9 @@ def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float |
     arrays = scores.cell_scores(
         evaluation, components.model, components.datamodule, examples=cell.seed == min(config.seeds)
     )
+    measured = evaluation.measures | scores.threshold_measures(arrays)
     # JSON has no NaN
-    measures = {name: None if math.isnan(value) else value for name, value in evaluation.measures.items()}
+    measures = {name: None if math.isnan(value) else value for name, value in measured.items()}
     return measures, fit_seconds, arrays
 
 
@@ -277,7 +280,18 @@ def _read_record(folder: Path, cell: Cell) -> dict[str, Any] | None:
     wrong = _what_is_wrong(record, cell.key)
     if wrong:
         raise _not_a_record(path, wrong)
-    return record
+    return record | {"measures": _judged(record["measures"], path)} if _is_done(record) else record
+
+
+def _judged(measures: dict[str, float | None], path: Path) -> dict[str, float | None]:
+    """Add the measures of thresholds to those of a cell that ran before there were any."""
+    if "F1_ratio" in measures:
+        return measures
+    try:
+        arrays = scores.load(path.with_suffix(".npz"))
+    except (OSError, ValueError, BadZipFile):  # the report names it
+        arrays = None
+    return measures | (scores.threshold_measures(arrays) if arrays else {})
 
 
 def _not_a_record(path: Path, why: str) -> ConfigError:

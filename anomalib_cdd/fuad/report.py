@@ -34,6 +34,12 @@ READING = {
         "the share of injected images among the first n, where n were injected. CDD ranks by what the students of "
         "other domains say of an image, any other model by its own score."
     ),
+    "F1_ratio": (
+        "F1 of the test images, without overlap, at the threshold that comes from the unlabelled training scores, over "
+        "the best F1 that any threshold reaches (F1_best): what a user without labels gets. F1_ratio is at the default "
+        "of LabelFreePostProcessor, the others by estimator; anomalib's is the highest training score, its threshold "
+        "where the validation images have no anomalous one."
+    ),
     "Exact configurations": "In results.csv, one row per cell.",
 }
 OVERVIEW_NOTE = (

@@ -122,6 +122,8 @@ def threshold_measures(arrays: Arrays) -> dict[str, float]:
         the training scores, which is anomalib's threshold where the validation images have no anomalous one;
         ``pixel_F1_ratio`` where there are masks. Empty without both kinds of test images.
     """
+    if not arrays.keys() >= {"test_scores", "test_labels", "test_injected", "train_scores"}:
+        return {}
     kept = ~arrays["test_injected"]
     positive = arrays["test_scores"][kept & (arrays["test_labels"] == 1)]
     negative = arrays["test_scores"][kept & (arrays["test_labels"] == 0)]

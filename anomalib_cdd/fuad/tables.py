@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+THRESHOLDS = ("F1_ratio_mad", "F1_ratio_mixture", "F1_ratio_tail", "F1_ratio_anomalib")
 SETTINGS = {
     "No overlap": ("image_AUROC", "pixel_AUROC", "AUPRO", "PRO"),
     "Overlap": ("image_AUROC_overlap", "pixel_AUROC_overlap", "AUPRO_overlap", "PRO_overlap"),
     "Its own noise": ("injected_AUROC", "noise_AP", "noise_precision"),
+    "Threshold without labels": ("F1", "F1_best", "F1_ratio", *THRESHOLDS, "pixel_F1_ratio"),
 }
 OVERVIEW = ("image_AUROC", "image_AUROC_overlap", "noise_AP")
 DECIMALS = 3
