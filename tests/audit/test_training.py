@@ -4,6 +4,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from anomalib.engine import Engine
-from anomalib.models import Padim
+from anomalib.models import Dfkde, Padim
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_cdd import Cdd, FolderNoisy, MVTecNoisy
+from anomalib_cdd import Cdd, FolderNoisy, FuadEvaluator, LabelFreePostProcessor, MVTecNoisy
 from anomalib_cdd.__main__ import main
 from anomalib_cdd.audit import TrainingAudit
 from anomalib_cdd.audit import training as audit_training
@@ -91,6 +92,29 @@ def test_any_model_takes_it_as_a_callback(fit: Fit, mvtec_root: Path) -> None:
     assert scores["score"].equals(scores["model_score"])
     assert not [column for column in scores if column.startswith("confidence")]
     assert (folder / "index.html").exists()
+
+
+def test_a_model_without_maps_has_a_page_without_heat_maps(fit: Fit, mvtec_root: Path) -> None:
+    steps = Compose([Resize((64, 64), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
+    model = Dfkde(
+        backbone="resnet18", layers=["layer4"], pre_trained=False, n_pca_components=2, visualizer=False,
+        pre_processor=PreProcessor(steps), post_processor=LabelFreePostProcessor(), evaluator=FuadEvaluator(),
+    )  # fmt: skip
+    folder = fit(model, make_data(mvtec_root), TrainingAudit(), max_epochs=1)
+    assert len(images_of(folder / "index.html")) == 15
+    assert model.post_processor.image_threshold.isfinite()
+    assert model.post_processor.pixel_min.isnan()
+    [logged] = Engine(logger=False, default_root_dir=folder.parent).test(model, datamodule=make_data(mvtec_root))
+    assert set(logged) == {"image_AUROC", "image_AUROC_overlap", "injected_AUROC"}
+
+
+def test_a_folder_of_one_image_has_a_page(fit: Fit, mvtec_root: Path, tmp_path: Path) -> None:
+    checkpoint = next(fit(make_model(audit=False), make_data(mvtec_root), max_epochs=1).parent.rglob("*.ckpt"))
+    (tmp_path / "one").mkdir()
+    shutil.copy(mvtec_root / "bottle" / "train" / "good" / "001.png", tmp_path / "one" / "only.png")
+    main(["audit", "--ckpt_path", str(checkpoint), "--data", str(tmp_path / "one"), "--output", str(tmp_path / "out")])
+    assert pd.read_csv(tmp_path / "out" / "training_scores.csv")["image_path"].tolist() == ["only.png"]
+    assert len(images_of(tmp_path / "out" / "index.html")) == 1
 
 
 def test_the_list_that_the_page_writes_is_one_that_the_data_takes(fit: Fit, mvtec_root: Path, tmp_path: Path) -> None:
