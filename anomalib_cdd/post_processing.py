@@ -16,6 +16,7 @@ from anomalib.models import AnomalibModule
 from anomalib.models.components import MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor
@@ -225,7 +226,8 @@ class LabelFreePostProcessor(PostProcessor):
         if self._images is None or not bool(getattr(model, "_is_fitted", True)):
             return False
         if self._calibrated_at != trainer.global_step:
-            self.calibrate(model, **self._images._asdict(), progress=trainer.progress_bar_callback is not None)
+            logger.info("Thresholds from %d training images", len(self._images.dataset))
+            self.calibrate(model, **self._images._asdict(), progress=takes_bars(trainer))
             self._calibrated_at = trainer.global_step
         return True
 
@@ -238,6 +240,11 @@ class LabelFreePostProcessor(PostProcessor):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training images out of exports."""
         return {**super().__getstate__(), "_images": None}
+
+
+def takes_bars(trainer: Trainer) -> bool:
+    """Return whether a bar of ours can stand beside the trainer's: in a notebook, rich's would call itself for ever."""
+    return isinstance(trainer.progress_bar_callback, TQDMProgressBar)
 
 
 def sample_pixels(maps: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from anomalib_cdd.data.noise import relative_names
 from anomalib_cdd.evaluation import Predictions, iterate_predictions, rank_predictions
-from anomalib_cdd.post_processing import TrainingImages
+from anomalib_cdd.post_processing import TrainingImages, takes_bars
 from anomalib_cdd.thresholds import label_free_threshold
 from anomalib_cdd.visualization import crop_margins, uncrop
 
@@ -62,11 +62,10 @@ class TrainingAudit(Callback):
         if self._images is None or not trainer.is_global_zero:
             return
         root = getattr(getattr(trainer, "datamodule", None), "root", None)
-        progress = trainer.progress_bar_callback is not None
+        folder = Path(trainer.default_root_dir) / FOLDER
+        logger.info("Audit of %d training images", len(self._images.dataset))
         try:
-            page = write_audit(
-                pl_module, self._images, Path(trainer.default_root_dir) / FOLDER, root=root, progress=progress
-            )
+            page = write_audit(pl_module, self._images, folder, root=root, progress=takes_bars(trainer))
         except (OSError, ValueError):
             logger.exception("The audit of the training set could not be written")
         else:
