@@ -46,7 +46,7 @@ def check_options(options: Any) -> None:  # Lightning's hparams
     for name in ("feature_noise", "warmup_epochs"):
         if not (math.isfinite(options[name]) and options[name] >= 0):
             _refuse(name, options[name], "0 or more")
-    for name in ("learning_rate", "student_width"):
+    for name in ("learning_rate", "student_width", "domain_passes"):
         if not (math.isfinite(options[name]) and options[name] > 0):
             _refuse(name, options[name], "more than 0")
     if options.gradient_clip_val is not None and not options.gradient_clip_val > 0:

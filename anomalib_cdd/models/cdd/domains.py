@@ -126,3 +126,8 @@ def batches(indices: Tensor, size: int, generator: Generator | None = None) -> l
         return list(indices.split(size)) if len(indices) else []
     shuffled = indices[torch.randperm(len(indices), generator=generator)]
     return [batch for batch in shuffled.split(size) if len(batch) > 1]
+
+
+def passes(indices: Tensor, size: int, generator: Generator, count: int) -> list[Tensor]:
+    """Cut indices into the batches of ``count`` passes, each in an order of its own; see :func:`batches`."""
+    return [batch for _ in range(count) for batch in batches(indices, size, generator)]

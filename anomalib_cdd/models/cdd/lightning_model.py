@@ -39,6 +39,7 @@ from .domains import (
     domain_count,
     epoch_generator,
     partition,
+    passes,
     regularization_weight,
     visits_of,
 )
@@ -87,6 +88,8 @@ class Cdd(AnomalibModule):
             ``"once"`` visits it once, with all students as candidates.
         domain_optimizer: Adam moments of a domain student at its fork: ``"reset"``; ``"keep"`` those of the domain
             student before it; ``"fork"``, a copy of the global student's.
+        domain_passes: Passes of a domain student over its domain in an epoch. The paper's is one; a small training set
+            makes few steps of it.
         warmup_epochs: First epochs as plain Reverse Distillation.
         learning_rate: Adam's, for every student.
         gradient_clip_val: Largest norm of a student's gradient; ``None`` does not clip.
@@ -130,6 +133,7 @@ class Cdd(AnomalibModule):
         confident_distillation: bool = True,
         confident_visits: Literal["each", "once"] = "each",
         domain_optimizer: Literal["reset", "keep", "fork"] = "reset",
+        domain_passes: int = 1,
         warmup_epochs: int = 0,
         learning_rate: float = 0.005,
         gradient_clip_val: float | None = None,
@@ -196,7 +200,9 @@ class Cdd(AnomalibModule):
         # lines 6 to 9: confidence by the previous student, domains around the confident images
         data.recall(previous, needed=across or bool(confident))
         domains = partition(data.confidence, confident, count, generator, shared=options.confidence_guidance)
-        parts = [batches(domains.domain(k), size, generator) for k in range(count)] if across else []
+        parts = [
+            passes(domains.domain(k), size, generator, options.domain_passes) for k in range(count if across else 0)
+        ]
         visits = visits_of(domains, confident_each=options.confident_visits == "each")
         visit_batches = batches(visits, size, generator)
         distils = options.confident_distillation and len(domains.confident) > 1

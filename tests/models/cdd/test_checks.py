@@ -39,6 +39,7 @@ Engines = Callable[..., Engine]
         ({"cache": "disk"}, "cache is 'disk'"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),
+        ({"domain_passes": 0}, "domain_passes is 0"),
         ({"gradient_clip_val": 0.0}, "gradient_clip_val is 0.0"),
         ({"domain_construction": False}, "pseudo_normal needs domain_construction"),
     ],

@@ -80,23 +80,25 @@ def part_sizes(samples: int, count: int) -> list[int]:
     return [samples // count + (k < samples % count) for k in range(count)]
 
 
-@pytest.mark.parametrize("visits", ["each", "once"])
+@pytest.mark.parametrize(("visits", "domain_passes"), [("each", 1), ("once", 1), ("each", 3)])
 def test_steps_are_those_of_algorithm_1(
     make_model: Model,
     make_data: Data,
     make_engine: Engines,
     monkeypatch: pytest.MonkeyPatch,
     visits: str,
+    domain_passes: int,
 ) -> None:
     recorder = Recorder(monkeypatch)
     engine = make_engine(max_epochs=4)
-    engine.fit(make_model(domains=(2, 3), confident_visits=visits), datamodule=make_data())
+    model = make_model(domains=(2, 3), confident_visits=visits, domain_passes=domain_passes)
+    engine.fit(model, datamodule=make_data())
     expected = []
     for epoch, count in enumerate([2, 2, 3, 3]):
         confident = math.floor(min(epoch / 4, 0.5) * IMAGES)
         rest = part_sizes(IMAGES - confident, count)
         for k, part in enumerate(rest):
-            expected += [(epoch, "domain", k + 1)] * steps(confident + part)
+            expected += [(epoch, "domain", k + 1)] * steps(confident + part) * domain_passes
         seen = confident * (count if visits == "each" else 1) + IMAGES - confident
         expected += [(epoch, "global", 0)] * steps(seen)
         expected += [(epoch, "confident", 0)] * (steps(confident) if confident > 1 else 0)
