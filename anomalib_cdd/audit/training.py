@@ -40,7 +40,7 @@ COLOUR_QUANTILES = (0.5, 0.999)
 QUANTILE_STEP = 16
 HEAT_MAP_SHARE = 0.5
 # where the page's cut stands at first: what this share of good parts exceeds
-CUT_FALSE_ALARMS = 0.01
+CUT_FALSE_ALARMS = 0.05
 
 
 class TrainingAudit(Callback):
