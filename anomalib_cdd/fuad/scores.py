@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from anomalib_cdd.data.noise import relative_names
 from anomalib_cdd.measures import f1, f1_curve
 from anomalib_cdd.post_processing import (
     FALSE_ALARM_RATE,
@@ -49,11 +50,11 @@ def cell_scores(
         examples: Whether to keep the heat maps of a few test images: the same ones for every model.
 
     Returns:
-        ``train_paths``, ``train_scores``, ``train_suspicion``, ``train_is_noise``; ``calibration_scores``, what
-        ``LabelFreePostProcessor`` takes the threshold from; ``test_scores``, ``test_labels``,
-        ``test_injected``; with maps ``calibration_pixels``, ``pixel_edges``, ``pixels_normal``,
-        ``pixels_anomalous``; ``history_confidence`` and ``history_cross_domain`` ``(epochs, N)``; ``example_paths``
-        and ``example_maps``.
+        ``train_paths``, relative to their common folder, ``train_scores``, ``train_suspicion``, ``train_is_noise``;
+        ``calibration_scores``, what ``LabelFreePostProcessor`` takes the threshold from; ``test_scores``,
+        ``test_labels``, ``test_injected``; with maps ``calibration_pixels``; with masks ``pixel_edges``,
+        ``pixels_normal``, ``pixels_anomalous``; ``history_confidence`` and ``history_cross_domain`` ``(epochs, N)``;
+        ``example_paths``, ``example_maps``, ``example_labels`` and ``example_masks``.
     """
     if evaluation.training is None:
         msg = "The training images have not been scored."
@@ -67,7 +68,7 @@ def cell_scores(
         calibration = post_processor.training_scores(model, dataset, datamodule.test_augmentations, batch_size, False)
     by_path = evaluation.ranking.set_index("image_path").loc[training.image_paths]
     arrays: Arrays = {
-        "train_paths": np.array(training.image_paths),
+        "train_paths": np.array(list(relative_names(training.image_paths, None)[1].values())),
         "train_scores": training.scores,
         "train_suspicion": by_path["score"].to_numpy(),
         "train_is_noise": by_path["is_noise"].to_numpy() if "is_noise" in by_path else np.zeros(len(training), bool),
