@@ -24,11 +24,11 @@ from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Transform
 
 from anomalib_cdd.evaluation import iterate_predictions
 from anomalib_cdd.features import training_loader
-from anomalib_cdd.thresholds import METHODS, Method, label_free_threshold
+from anomalib_cdd.thresholds import IMAGE_METHOD, METHODS, PIXEL_METHOD, Method, label_free_threshold
 
 logger = logging.getLogger(__name__)
 
-FALSE_ALARM_RATE = 0.1
+FALSE_ALARM_RATE = 0.15
 PIXEL_FALSE_ALARM_RATE = 0.01
 # enough of each map for its part in a quantile
 PIXELS_PER_IMAGE = 64
@@ -48,6 +48,7 @@ class LabelFreePostProcessor(PostProcessor):
         pixel_false_alarm_rate: Share of their pixels that may be, in (0, 0.5].
         method: How the scores of good parts are told from those of bad ones among them, see
             :func:`anomalib_cdd.thresholds.label_free_threshold`.
+        pixel_method: The same for pixels.
         views: How the training images are shown: ``"plain"``, as they are; ``"mirrored"``, left to right, so that a
             model that keeps pieces of them does not meet those again and find them flawless; ``"auto"``, mirrored for
             models with a memory bank of patches, such as Patchcore. Parts with a handedness, such as print, take
@@ -70,7 +71,8 @@ class LabelFreePostProcessor(PostProcessor):
         self,
         false_alarm_rate: float = FALSE_ALARM_RATE,
         pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE,
-        method: Method = "mad",
+        method: Method = IMAGE_METHOD,
+        pixel_method: Method = PIXEL_METHOD,
         views: Views = "auto",
         image_sensitivity: float = 0.5,
         pixel_sensitivity: float = 0.5,
@@ -82,7 +84,12 @@ class LabelFreePostProcessor(PostProcessor):
             if not 0 < rate <= 0.5:
                 msg = f"{name} is {rate}; it has to be above 0 and at most 0.5."
                 raise ValueError(msg)
-        for name, value, known in (("method", method, METHODS), ("views", views, VIEWS)):
+        choices: dict[str, tuple[str, tuple[str, ...]]] = {
+            "method": (method, METHODS),
+            "pixel_method": (pixel_method, METHODS),
+            "views": (views, VIEWS),
+        }
+        for name, (value, known) in choices.items():
             if value not in known:
                 msg = f"{name} is {value!r}; it has to be one of {known}."
                 raise ValueError(msg)
@@ -95,13 +102,21 @@ class LabelFreePostProcessor(PostProcessor):
         self.false_alarm_rate = false_alarm_rate
         self.pixel_false_alarm_rate = pixel_false_alarm_rate
         self.method: Method = method
+        self.pixel_method: Method = pixel_method
         self.views: Views = views
         self._images: TrainingImages | None = None
         self._calibrated_at: int | None = None
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "false_alarm_rate", "pixel_false_alarm_rate", "method", "views")
+        return (
+            *super()._checkpoint_config_keys,
+            "false_alarm_rate",
+            "pixel_false_alarm_rate",
+            "method",
+            "pixel_method",
+            "views",
+        )
 
     def calibrate(
         self,
@@ -173,12 +188,14 @@ class LabelFreePostProcessor(PostProcessor):
         Raises:
             ValueError: See :func:`anomalib_cdd.thresholds.label_free_threshold`.
         """
-        self._set(scores, self.false_alarm_rate, self._image_threshold, self.image_min, self.image_max)
+        cut = label_free_threshold(scores, self.false_alarm_rate, self.method)
+        self._set(cut, scores, self._image_threshold, self.image_min, self.image_max)
         if pixels is not None:
-            self._set(pixels, self.pixel_false_alarm_rate, self._pixel_threshold, self.pixel_min, self.pixel_max)
+            cut = label_free_threshold(pixels, self.pixel_false_alarm_rate, self.pixel_method)
+            self._set(cut, pixels, self._pixel_threshold, self.pixel_min, self.pixel_max)
 
-    def _set(self, values: NDArray[np.floating], rate: float, threshold: Tensor, low: Tensor, high: Tensor) -> None:
-        cut = label_free_threshold(values, rate, self.method)
+    @staticmethod
+    def _set(cut: float, values: NDArray[np.floating], threshold: Tensor, low: Tensor, high: Tensor) -> None:
         spread = max(cut - float(np.median(values)), abs(cut) * 1e-6, 1e-12)
         threshold.fill_(cut)
         # anomalib's linear normalisation with these ends has the same labels, should it read the checkpoint

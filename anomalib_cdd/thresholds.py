@@ -17,6 +17,8 @@ from sklearn.mixture import GaussianMixture
 
 Method = Literal["mad", "mixture", "tail"]
 METHODS: tuple[Method, ...] = get_args(Method)
+IMAGE_METHOD: Method = "mixture"
+PIXEL_METHOD: Method = "mad"
 
 # a normal distribution's median absolute deviation in standard deviations
 MAD_OF_NORMAL = float(norm.ppf(0.75))
@@ -26,7 +28,7 @@ FEWEST_PEAKS = 10
 SMALLEST = 1e-12
 
 
-def label_free_threshold(scores: NDArray[np.floating], false_alarm_rate: float, method: Method = "mad") -> float:
+def label_free_threshold(scores: NDArray[np.floating], false_alarm_rate: float, method: Method = IMAGE_METHOD) -> float:
     """Return the score that a share ``false_alarm_rate`` of the good parts exceeds.
 
     Args:

@@ -21,7 +21,7 @@ from anomalib_cdd.post_processing import (
     LabelFreePostProcessor,
     sample_pixels,
 )
-from anomalib_cdd.thresholds import METHODS, label_free_threshold
+from anomalib_cdd.thresholds import IMAGE_METHOD, METHODS, PIXEL_METHOD, label_free_threshold
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,7 +134,7 @@ def threshold_measures(arrays: Arrays) -> dict[str, float]:
     best = float(f1_curve(positive, negative)[1].max())
     thresholds = {method: label_free_threshold(calibration, FALSE_ALARM_RATE, method) for method in METHODS}
     measures = {f"F1_ratio_{method}": f1(positive, negative, cut) / best for method, cut in thresholds.items()}
-    cut = thresholds[METHODS[0]]
+    cut = thresholds[IMAGE_METHOD]
     measures |= {
         "F1_best": best,
         "F1": f1(positive, negative, cut),
@@ -153,7 +153,9 @@ def _pixel_threshold_measures(arrays: Arrays) -> dict[str, float]:
     above = {name: arrays[name][::-1].cumsum()[::-1] for name in ("pixels_anomalous", "pixels_normal")}
     found, false = above["pixels_anomalous"], above["pixels_normal"]
     curve = 2 * found / np.maximum(found + false + found[0], 1)
-    cut = np.searchsorted(arrays["pixel_edges"][:-1], label_free_threshold(pixels, PIXEL_FALSE_ALARM_RATE))
+    cut = np.searchsorted(
+        arrays["pixel_edges"][:-1], label_free_threshold(pixels, PIXEL_FALSE_ALARM_RATE, PIXEL_METHOD)
+    )
     return {"pixel_F1_ratio": float(curve[cut] / curve.max()) if cut < len(curve) else 0.0}
 
 
