@@ -22,7 +22,7 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 from rich.table import Table
 
-from anomalib_cdd.audit import write_audit
+from anomalib_cdd.audit import data_root, write_audit
 from anomalib_cdd.components import Entry, build, resolve_data, resolve_model
 from anomalib_cdd.evaluation import fuad_measures, training_ranking
 from anomalib_cdd.post_processing import LabelFreePostProcessor, TrainingImages
@@ -133,7 +133,7 @@ def _run_model(name: str, data: Entry, model: Entry, trainer: Entry, config: Nam
     ranking = training_ranking(components.model, datamodule)
     measures = fuad_measures(components.model, datamodule, ranking=ranking)
     images = TrainingImages(datamodule.train_data, datamodule.test_augmentations, datamodule.eval_batch_size)
-    page = write_audit(components.model, images, folder / "audit")
+    page = write_audit(components.model, images, folder / "audit", root=data_root(datamodule))
     engine.predict(components.model, dataset=_some_of_each_label(datamodule.test_data), return_predictions=False)
     return Outcome(measures, ranking, heat_maps, page, engine.best_model_path or "")
 

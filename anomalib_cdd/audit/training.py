@@ -61,7 +61,7 @@ class TrainingAudit(Callback):
         """Write scores and page."""
         if self._images is None or not trainer.is_global_zero:
             return
-        root = getattr(getattr(trainer, "datamodule", None), "root", None)
+        root = data_root(getattr(trainer, "datamodule", None))
         folder = Path(trainer.default_root_dir) / FOLDER
         logger.info("Audit of %d training images", len(self._images.dataset))
         try:
@@ -70,6 +70,13 @@ class TrainingAudit(Callback):
             logger.exception("The audit of the training set could not be written")
         else:
             logger.info("Training images from most to least suspicious: %s", page)
+
+
+def data_root(datamodule: Any) -> Path | None:  # any datamodule, or None
+    """Return the folder that the images of a datamodule are named relative to, as in manifests and exclude lists."""
+    subsets = [getattr(datamodule, name, None) for name in ("train_data", "test_data")]
+    paths = [str(path) for subset in subsets if subset is not None for path in subset.samples["image_path"]]
+    return relative_names(paths, getattr(datamodule, "root", None))[0] if paths else None
 
 
 def write_audit(

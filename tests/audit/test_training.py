@@ -128,6 +128,22 @@ def test_the_list_that_the_page_writes_is_one_that_the_data_takes(fit: Fit, mvte
     assert left.isdisjoint((mvtec_root / name).resolve() for name in worst["image_path"])
 
 
+def test_the_list_fits_data_without_a_root_too(fit: Fit, folder_root: Path, tmp_path: Path) -> None:
+    def data(**options: Any) -> FolderNoisy:
+        return FolderNoisy(
+            name="parts", normal_dir=folder_root / "good", abnormal_dir=folder_root / "defect", noise_ratio=0.25,
+            val_split_mode="none", train_batch_size=4, eval_batch_size=4, num_workers=0, **options,
+        )  # fmt: skip
+
+    folder = fit(make_model(), data(), max_epochs=1)
+    worst = pd.read_csv(folder / "training_scores.csv").head(3)[["image_path"]]
+    worst.to_csv(tmp_path / "exclude.csv", index=False)
+    whole, cleaned = data(), data(exclude=tmp_path / "exclude.csv")
+    whole.setup()
+    cleaned.setup()
+    assert len(cleaned.train_data) == len(whole.train_data) - 3
+
+
 def test_it_can_be_turned_off_and_a_failure_costs_no_training(
     fit: Fit, mvtec_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
