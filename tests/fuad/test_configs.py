@@ -18,6 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 CELLS = {
     "fuad": 3 * 4 * 3 * 3,
     "ablation_domain_optimizer": 5 * 3,
+    "ablation_domain_passes": 3 * 2 * 3,
     "ablation_table4": 6 * 3,
     "ablation_table5": 5 * 3,
     "ablation_table6": 3 * 3,
