@@ -1,5 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def test_history_is_saved_resumed_and_ranks_the_training_set(
     ranking = training_ranking(loaded, data, progress=False)
     assert ranking["score"].tolist() == pytest.approx(sorted(model.training_suspicion().values(), reverse=True))
     assert not ranking["score"].equals(ranking["model_score"])
+    # what an export pickles has no training in it
+    assert pickle.loads(pickle.dumps(model)).training_history is None  # noqa: S301
     engine = make_engine(max_epochs=4)
     resumed = make_model()
     engine.fit(resumed, datamodule=make_data(), ckpt_path=checkpoint)
