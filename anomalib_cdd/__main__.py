@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m anomalib_cdd`` and ``anomalib-cdd``: anomalib's CLI with this package imported, and two subcommands.
+"""``python -m anomalib_cdd`` and ``anomalib-cdd``: anomalib's CLI with this package imported, and three subcommands.
 
 anomalib has no hook for plugins; importing this package before its CLI makes ``--model Cdd``, ``--data MVTecNoisy``
 and their place in ``benchmark`` work. ``demo``, ``audit`` and ``fuad`` are added to its subcommands.

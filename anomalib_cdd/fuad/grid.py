@@ -4,8 +4,8 @@
 
 A cell trains one model once and measures it without and with overlap. Each finished cell is a JSON file named by the
 hash of its full configuration, so that a grid can be stopped, extended and resumed: what is finished never runs
-again, what failed is recorded and tried again next time. ``results.csv`` and ``report.md`` are written anew after
-each cell from the cells of the present grid; what a cell prints goes to ``log.txt``.
+again, what failed is recorded and tried again next time. ``results.csv`` and the report are written anew after each
+cell from the cells of the present grid; what a cell prints goes to ``log.txt``.
 """
 
 import copy
