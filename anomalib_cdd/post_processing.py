@@ -286,7 +286,11 @@ class TrainingImages(NamedTuple):
             dataset, augmentations = datamodule.train_data, datamodule.test_augmentations
             batch_size = datamodule.eval_batch_size
         else:
-            loader = training_loader(trainer)
+            try:
+                loader = training_loader(trainer)
+            except ValueError as error:  # no reason to refuse the training
+                logger.warning("The training images cannot be scored, so there are no thresholds. %s", error)
+                return None
             dataset, augmentations, batch_size = loader.dataset, None, loader.batch_size or 1
         if not isinstance(dataset, AnomalibDataset):
             logger.warning("No thresholds: the training data is a %s, not an anomalib dataset.", type(dataset).__name__)

@@ -138,6 +138,20 @@ def test_other_training_data_has_none_and_says_so(
     assert model.post_processor.image_threshold.isnan()
 
 
+def test_a_loader_that_cannot_be_read_again_costs_no_training(
+    make_engine: Engines, mvtec_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_data(mvtec_root)
+    data.setup()
+    batches = [[0, 1, 2, 3], [4, 5, 6, 7]]
+    loader = DataLoader(data.train_data, batch_sampler=batches, collate_fn=data.train_data.collate_fn)
+    model = make_model("Padim", LabelFreePostProcessor())
+    with caplog.at_level("WARNING"):
+        make_engine().fit(model, train_dataloaders=loader)
+    assert "there are no thresholds" in caplog.text
+    assert model.post_processor.image_threshold.isnan()
+
+
 def test_only_the_last_epoch_is_calibrated(
     make_engine: Engines, mvtec_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
