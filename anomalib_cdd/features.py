@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feature maps by sample index, kept in memory while they fit a budget and on disk beyond it.
 
-What the frozen teacher said of each training image is worth keeping: it never changes. Knows no method.
+What the frozen teacher said of each training image is worth keeping: it never changes. The ranks of a training share
+one cache. Knows no method.
 """
 
 import logging
@@ -10,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
+from anomalib_cdd.ranks import Ranks
+
 logger = logging.getLogger(__name__)
 
 MEGABYTE = 2**20
 GIGABYTE = 2**30
+# where Linux keeps memory that processes share, in the shape of files
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # no file there keeps its name
 
 
 class FeatureBudget:
@@ -34,21 +40,23 @@ class FeatureBudget:
     Args:
         memory_gb: Memory for all caches together, in GiB; 0 puts everything on disk.
         directory: Where the disk-backed ones go; ``None`` takes the system's temporary folder.
+        ranks: Who shares the caches.
 
     Attributes:
-        left: Bytes of memory left.
+        left: Bytes of memory left, of all ranks together.
         on_disk: Bytes handed out on disk so far.
 
     Raises:
         ValueError: If the budget is negative.
     """
 
-    def __init__(self, memory_gb: float, directory: str | Path | None = None) -> None:
+    def __init__(self, memory_gb: float, directory: str | Path | None = None, ranks: Ranks | None = None) -> None:
         if not memory_gb >= 0:
             msg = f"The cache's memory budget is {memory_gb} GiB; it has to be 0 or more."
             raise ValueError(msg)
         self.left = int(memory_gb * GIGABYTE)
         self.directory = directory
+        self.ranks = ranks or Ranks()
         self.on_disk = 0
 
     def cache(self, count: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> "FeatureCache":
@@ -57,13 +65,18 @@ class FeatureBudget:
         in_memory = size <= self.left
         if in_memory:
             self.left -= size
-            return FeatureCache(count, shapes, dtype, budget=self)
+            directories = [] if self.ranks.count == 1 else [SHARED_MEMORY, self._disk()]
+        else:
+            directories = [self._disk()]
+            if self.on_disk == 0:
+                logger.info("Features beyond the memory budget go to %s", directories[0])
+            self.on_disk += size
+        return FeatureCache(count, shapes, dtype, budget=self, directories=directories)
+
+    def _disk(self) -> Path:
         directory = Path(self.directory or tempfile.gettempdir())
-        if self.on_disk == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            logger.info("Features beyond the memory budget go to %s", directory)
-        self.on_disk += size
-        return FeatureCache(count, shapes, dtype, budget=self, directory=directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
 
 
 class FeatureCache:
@@ -73,9 +86,10 @@ class FeatureCache:
         count: Number of samples N.
         shapes: ``(C_l, H_l, W_l)`` of each level.
         dtype: How they are kept. fp16 is right for a trained teacher; an untrained student overflows it: bf16.
-        budget: Gets the memory back when the cache is released.
-        directory: Folder of the memory-mapped file that holds the values; ``None`` keeps them in memory. The file has
-            no name once it is mapped: the system frees it with the process, however that ends.
+        budget: Gets the memory back when the cache is released; its ranks share the cache.
+        directories: Where the memory-mapped file that holds the values may lie; the first with room has it. None keeps
+            them in the process's own memory. The file has no name once it is mapped: the system frees it with the
+            processes, however they end.
 
     Raises:
         OSError: If the disk has no room for them; the message says how much is needed.
@@ -87,46 +101,53 @@ class FeatureCache:
         shapes: Sequence[Sequence[int]],
         dtype: torch.dtype,
         budget: FeatureBudget | None = None,
-        directory: Path | None = None,
+        directories: Sequence[Path] = (),
     ) -> None:
         self.shapes = [tuple(shape) for shape in shapes]
         self.size = self.size_of(count, shapes, dtype)
         self._budget = budget
-        self._directory = directory
+        self._ranks = budget.ranks if budget else Ranks()
+        self._in_memory = not directories or directories[0] == SHARED_MEMORY
         self._file: Path | None = None
         self._sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
-        self._values = self._allocate(count, sum(self._sizes), dtype)
+        self._values = self._allocate(count, sum(self._sizes), dtype, directories)
 
     @staticmethod
     def size_of(count: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> int:
         """Return the size in bytes."""
         return count * sum(int(torch.Size(shape).numel()) for shape in shapes) * dtype.itemsize
 
-    def _allocate(self, count: int, width: int, dtype: torch.dtype) -> Tensor:
-        if self._directory is None or count == 0:
+    def _allocate(self, count: int, width: int, dtype: torch.dtype, directories: Sequence[Path]) -> Tensor:
+        if not directories or count == 0:
             return torch.empty(count, width, dtype=dtype)
-        descriptor, name = tempfile.mkstemp(prefix="anomalib_cdd_", dir=self._directory)
+        # one rank makes the file and all map it; if it cannot be made, all say so
+        file = self._ranks.tell(self._make_file(directories) if self._ranks.is_first else None)
+        if isinstance(file, OSError):
+            raise file
         try:
-            # a sparse file on a full disk would kill the process with SIGBUS at the first write
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(descriptor, 0, self.size)
-            else:
-                os.truncate(descriptor, self.size)
-            return torch.from_file(name, shared=True, size=count * width, dtype=dtype).view(count, width)
-        except OSError as error:
-            free = shutil.disk_usage(self._directory).free
-            msg = (
-                f"No room for the feature cache in {self._directory}: {self.size / MEGABYTE:,.0f} MiB needed, "
-                f"{free / MEGABYTE:,.0f} MiB free. Raise `cache_memory_gb`, set `cache_dir` to a larger disk, or set "
-                "`cache: off`."
-            )
-            raise OSError(msg) from error
+            return torch.from_file(str(file), shared=True, size=count * width, dtype=dtype).view(count, width)
         finally:
-            os.close(descriptor)
-            try:
-                Path(name).unlink()
-            except PermissionError:  # Windows keeps the name of a mapped file
-                self._file = Path(name)
+            self._ranks.wait()
+            if self._ranks.is_first:
+                self._unlink(file)
+
+    def _make_file(self, directories: Sequence[Path]) -> Path | OSError:
+        """Return a file of the cache's size in the first directory that has room, or why there is none."""
+        for directory in directories:
+            with suppress(OSError):
+                return _reserve(directory, self.size)
+        free = shutil.disk_usage(directories[-1]).free
+        return OSError(
+            f"No room for the feature cache in {directories[-1]}: {self.size / MEGABYTE:,.0f} MiB needed, "
+            f"{free / MEGABYTE:,.0f} MiB free. Raise `cache_memory_gb`, set `cache_dir` to a larger disk, or set "
+            "`cache: off`."
+        )
+
+    def _unlink(self, file: Path) -> None:
+        try:
+            file.unlink()
+        except PermissionError:  # Windows keeps the name of a mapped file
+            self._file = file
 
     def write(self, indices: Tensor, levels: Sequence[Tensor]) -> None:
         """Keep the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices``.
@@ -161,9 +182,25 @@ class FeatureCache:
         self._values = torch.empty(0)
         if self._file is not None:
             self._file.unlink(missing_ok=True)
-        if self._directory is None and self._budget is not None:
+        if self._in_memory and self._budget is not None:
             self._budget.left += self.size
         self._budget = None
+
+
+def _reserve(directory: Path, size: int) -> Path:
+    """Make a file of ``size`` bytes that are really there: a sparse one on a full disk would end in SIGBUS."""
+    descriptor, name = tempfile.mkstemp(prefix="anomalib_cdd_", dir=directory)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.truncate(descriptor, size)
+    except OSError:
+        Path(name).unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    return Path(name)
 
 
 class TeacherFeatures:
@@ -207,12 +244,14 @@ class TeacherFeatures:
         return [level.shape[1:] for level in levels]
 
     def fill(self, budget: FeatureBudget) -> None:
-        """Read every image once and keep its levels in fp16."""
+        """Read every image once and keep its levels in fp16; of several ranks each reads its part."""
+        ranks = budget.ranks
         cache = budget.cache(len(self), self.shapes, torch.float16)
-        images = torch.arange(self.images).split(self.batch_size)
-        batches = tqdm(self._read_images(list(images)), total=len(images), desc="Teacher features", leave=False)
-        for indices, levels in zip(images, batches, strict=True):
+        images = ranks.portion(torch.arange(self.images)).split(self.batch_size)
+        bar: Any = {"desc": "Teacher features", "leave": False, "disable": not ranks.is_first}
+        for indices, levels in zip(images, tqdm(self._read_images(images), total=len(images), **bar), strict=True):
             cache.write(self._samples(indices), levels)
+        ranks.wait()
         self.cache = cache
 
     def iterate(self, batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:

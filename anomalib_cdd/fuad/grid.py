@@ -49,7 +49,10 @@ from .report import make_report
 # What the grid itself sets, and from which of its keys.
 SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "models": {"seed": "seeds"}}
 # Options that came after results that are still good: at these values they change nothing and are not hashed.
-WITHOUT_EFFECT: dict[str, dict[str, Any]] = {"data": {"exclude": None}, "model": {"audit": True, "domain_passes": 1}}
+WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
+    "data": {"exclude": None},
+    "model": {"audit": True, "domain_passes": 1, "domain_parallel": True},
+}
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 # What a cell's record has to have, and of which kind.

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+
+from anomalib_cdd.ranks import SMALLEST_SHARE
 
 from .domains import domain_count
 
@@ -64,11 +67,12 @@ def _refuse(name: str, value: object, allowed: str) -> None:
     raise ValueError(msg)
 
 
-def check_trainer(trainer: Trainer, overridden: bool) -> None:
+def check_trainer(trainer: Trainer, options: Any, overridden: bool) -> None:
     """Refuse a trainer under which CDD would train something else.
 
     Args:
         trainer: The trainer that is about to fit.
+        options: The model's.
         overridden: Whether the model's ``configure_optimizers`` was replaced, as the CLI's ``--optimizer`` does.
 
     Raises:
@@ -90,10 +94,26 @@ def check_trainer(trainer: Trainer, overridden: bool) -> None:
         msg = f"max_epochs is {trainer.max_epochs}: CDD's schedules need to know the end. Set it to 1 or more."
         raise ValueError(msg)
     if trainer.world_size > 1:
-        msg = f"Cdd trains on one device, not {trainer.world_size}. Set devices: 1."
-        raise ValueError(msg)
+        _check_ranks(trainer, options)
     if trainer.accumulate_grad_batches != 1:
         msg = f"accumulate_grad_batches is {trainer.accumulate_grad_batches}; Cdd steps by itself. Set it to 1."
+        raise ValueError(msg)
+
+
+def _check_ranks(trainer: Trainer, options: Any) -> None:
+    if not isinstance(trainer.strategy, DDPStrategy):  # a value: the user chose it by name
+        msg = f"strategy is {type(trainer.strategy).__name__}: on several devices Cdd trains with strategy: ddp."
+        raise ValueError(msg)  # noqa: TRY004
+    if trainer.num_nodes > 1:
+        msg = (
+            f"num_nodes is {trainer.num_nodes}: the devices share a feature cache, so that they have to be of one node."
+        )
+        raise ValueError(msg)
+    if options.domain_optimizer == "keep" and options.domain_parallel:
+        msg = (
+            "domain_optimizer is 'keep' and domain_parallel is on: each device would keep the moments of its own "
+            "domains alone, and a checkpoint those of one. Set domain_parallel: false."
+        )
         raise ValueError(msg)
 
 
@@ -105,6 +125,12 @@ def check_size(samples: int, batch_size: int, trainer: Trainer, options: Any) ->
     """
     if batch_size < 2:
         msg = f"train_batch_size is {batch_size}: a batch of one image has no batch statistics. Set it to 2 or more."
+        raise ValueError(msg)
+    if batch_size % trainer.world_size or batch_size < SMALLEST_SHARE * trainer.world_size:
+        msg = (
+            f"train_batch_size is {batch_size}: {trainer.world_size} devices share each batch, so that it has to be a "
+            f"multiple of {trainer.world_size} and {SMALLEST_SHARE * trainer.world_size} or more."
+        )
         raise ValueError(msg)
     epochs = trainer.max_epochs or 1
     most = max(domain_count(e, epochs, options.domains) for e in range(epochs)) if options.domain_construction else 1

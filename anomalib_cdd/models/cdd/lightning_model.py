@@ -10,6 +10,7 @@ checkpoints and resume are Lightning's own.
 import copy
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -30,6 +31,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 from anomalib_cdd.audit import TrainingAudit
 from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalisation
 from anomalib_cdd.post_processing import LabelFreePostProcessor
+from anomalib_cdd.ranks import Ranks, use_one_results_folder
 from anomalib_cdd.visualization import UncroppedVisualizer
 
 from . import checks
@@ -90,6 +92,8 @@ class Cdd(AnomalibModule):
             student before it; ``"fork"``, a copy of the global student's.
         domain_passes: Passes of a domain student over its domain in an epoch. The paper's is one; a small training set
             makes few steps of it.
+        domain_parallel: On several devices, whether each trains the students of some domains, and all of them exchange
+            the results; otherwise they share every batch.
         warmup_epochs: First epochs as plain Reverse Distillation.
         learning_rate: Adam's, for every student.
         gradient_clip_val: Largest norm of a student's gradient; ``None`` does not clip.
@@ -134,6 +138,7 @@ class Cdd(AnomalibModule):
         confident_visits: Literal["each", "once"] = "each",
         domain_optimizer: Literal["reset", "keep", "fork"] = "reset",
         domain_passes: int = 1,
+        domain_parallel: bool = True,
         warmup_epochs: int = 0,
         learning_rate: float = 0.005,
         gradient_clip_val: float | None = None,
@@ -164,6 +169,7 @@ class Cdd(AnomalibModule):
         self.training_history: TrainingHistory | None = None
         # not modules: what follows is of training alone and stays out of checkpoints and exports
         self._training_set: TrainingSet | None = None
+        self._ranks = Ranks()
         self._domain_students: list[Student] = []
         self._running_epoch: tuple[int, Iterator[None]] | None = None
         self._steps_done = 0
@@ -184,7 +190,7 @@ class Cdd(AnomalibModule):
             epochs: Number of epochs E.
         """
         options, data, size = self.options, self.training_set, self.training_set.batch_size
-        generator = epoch_generator(options.seed, e)
+        generator, ranks = epoch_generator(options.seed, e), self._ranks
         warm_up = e < options.warmup_epochs
         global_student, global_optimizer = self.model.student, self._optimizers()[0]
 
@@ -203,15 +209,16 @@ class Cdd(AnomalibModule):
         parts = [
             passes(domains.domain(k), size, generator, options.domain_passes) for k in range(count if across else 0)
         ]
+        parts, domain_steps = self._share_of_domains(parts)
         visits = visits_of(domains, confident_each=options.confident_visits == "each")
         visit_batches = batches(visits, size, generator)
         distils = options.confident_distillation and len(domains.confident) > 1
-        confident_batches = batches(domains.confident, size, generator) if distils else []
-        self._steps_planned = sum(map(len, parts)) + len(visit_batches) + len(confident_batches)
+        confident_batches = list(map(ranks.share, batches(domains.confident, size, generator))) if distils else []
+        self._steps_planned = domain_steps + len(visit_batches) + len(confident_batches)
         self._log_epoch(K=count, r=confident / len(data), regularization=weight, confident=confident)
 
         # lines 10 to 17: a student for each domain, forked from the previous one (Eq. 15)
-        students = []
+        students, team = [], Ranks() if options.domain_parallel else ranks
         for k, part in enumerate(parts):
             student, optimizer = self._fork(k)
             for indices, teacher in zip(part, data.teacher(part), strict=True):
@@ -219,25 +226,43 @@ class Cdd(AnomalibModule):
                 loss = distance(teacher, output)
                 if weight > 0:
                     loss = loss + weight * distance(data.recalled(indices, teacher), output)
-                self._update(optimizer, loss, "domain")
+                self._update(student, optimizer, loss, "domain", team)
                 yield
             students.append(student.eval())
+        yield from repeat(None, domain_steps - sum(map(len, parts)))
+        if options.domain_parallel:
+            for k, student in enumerate(students):
+                ranks.copy(student.state_dict().values(), owner=k)
 
         # lines 18 to 26: the other domains' students say what is normal in each image (Eq. 17 to 20)
         targets = data.targets(students, visits, options.selection) if across else None
         for batch, teacher in zip(visit_batches, data.teacher([visit[:, 0] for visit in visit_batches]), strict=True):
-            output = global_student(perturb(teacher, sigma, generator, relative))
+            output = global_student(list(map(ranks.share, perturb(teacher, sigma, generator, relative))))
+            own, target = ranks.share(batch), list(map(ranks.share, teacher))
             if targets is None:
-                loss = distance(teacher, output)
+                loss = distance(target, output)
             else:
-                loss = target_distance(targets(batch, teacher), output, options.selection)
-            self._update(global_optimizer, loss, "global")
+                loss = target_distance(targets(own, target), output, options.selection)
+            self._update(global_student, global_optimizer, loss, "global", ranks)
             yield
 
         # lines 27 to 29: confident images straight from the teacher (Eq. 21)
         for teacher in data.teacher(confident_batches):
-            self._update(global_optimizer, distance(teacher, global_student(teacher)), "confident")
+            loss = distance(teacher, global_student(teacher))
+            self._update(global_student, global_optimizer, loss, "confident", ranks)
             yield
+
+    def _share_of_domains(self, parts: list[list[Tensor]]) -> tuple[list[list[Tensor]], int]:
+        """Return what this rank trains domain students on, and the steps of the rank that takes most.
+
+        All of some domains and nothing of others, or a share of every batch. The ranks' steps have to keep pace:
+        Lightning has them talk at each of its own batches.
+        """
+        ranks = self._ranks
+        if not self.options.domain_parallel:
+            return [list(map(ranks.share, part)) for part in parts], sum(map(len, parts))
+        most = max(sum(map(len, parts[rank :: ranks.count])) for rank in range(ranks.count))
+        return [part if ranks.owns(k) else [] for k, part in enumerate(parts)], most
 
     def _fork(self, k: int) -> tuple[Student, LightningOptimizer]:
         """Make domain student k equal to the global student, parameters and buffers, and ready its optimiser."""
@@ -250,10 +275,13 @@ class Cdd(AnomalibModule):
             optimizer.optimizer.load_state_dict(copy.deepcopy(self._optimizers()[0].optimizer.state_dict()))
         return student, optimizer
 
-    def _update(self, optimizer: LightningOptimizer, loss: Tensor, stage: str) -> None:
-        """Take one optimiser step and log the stage's loss."""
+    def _update(self, student: Student, optimizer: LightningOptimizer, loss: Tensor, stage: str, ranks: Ranks) -> None:
+        """Take one optimiser step, with all ranks that have a share of the batch, and log the stage's loss."""
         optimizer.zero_grad()
         self.manual_backward(loss)
+        gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+        statistics = [buffer for buffer in student.buffers() if buffer.is_floating_point()]
+        ranks.average([*gradients, *statistics, loss])
         optimizer.step()
         self.log(
             f"train_loss_{stage}",
@@ -357,11 +385,16 @@ class Cdd(AnomalibModule):
     def setup(self, stage: str) -> None:
         """Refuse what would train something else than asked for, before anything is read."""
         if stage == "fit":
-            checks.check_trainer(self.trainer, overridden="configure_optimizers" in vars(self))
+            checks.check_trainer(self.trainer, self.options, overridden="configure_optimizers" in vars(self))
+            use_one_results_folder(self.trainer)
 
     def on_fit_start(self) -> None:
         """Read the training set."""
-        self._training_set = TrainingSet.of(self.trainer, self)
+        self._ranks = Ranks.of(self.trainer)
+        if self._ranks.count > 1:
+            # DistributedDataParallel knows neither the domain students nor several steps in a batch: `_update` averages
+            self.trainer.strategy.model = self
+        self._training_set = TrainingSet.of(self.trainer, self, self._ranks)
         checks.check_size(len(self._training_set), self._training_set.batch_size, self.trainer, self.options)
 
     @property
@@ -381,6 +414,7 @@ class Cdd(AnomalibModule):
         if self._training_set is not None:
             self._training_set.close()
         self._training_set, self._running_epoch, self._domain_students = None, None, []
+        self._ranks = Ranks()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what inference needs: anomalib's torch export pickles the whole module."""

@@ -3,8 +3,8 @@
 """The training set of an epoch: what teacher, previous student and domain students say of each image, said once.
 
 Teacher features are cached for the whole training, the previous student's and the pseudo-normal targets for an
-epoch. Where training augmentations are random nothing can be kept: the same questions are then answered afresh from
-the features at hand.
+epoch; each of several ranks asks its part and all share the answers. Where training augmentations are random nothing
+can be kept: the same questions are then answered afresh from the features at hand.
 """
 
 import logging
@@ -26,6 +26,7 @@ from anomalib_cdd.features import (
     placeholder_loader,
     training_loader,
 )
+from anomalib_cdd.ranks import Ranks
 
 from .domains import batches
 from .loss import Levels, Selection, candidate_weights, confidence, pseudo_normal, similarity
@@ -44,6 +45,7 @@ class TrainingSet:
         features: The teacher's features.
         budget: Where the features of students go; ``None`` keeps none.
         score: Anomaly scores ``(B,)`` of samples by the teacher's levels and a student's.
+        ranks: Who shares the work.
 
     Attributes:
         confidence: Confidence of each sample by the previous student, shape ``(N,)``, Eq. 12.
@@ -55,12 +57,14 @@ class TrainingSet:
         features: TeacherFeatures,
         budget: FeatureBudget | None,
         score: Callable[[list[Tensor], list[Tensor]], Tensor],
+        ranks: Ranks,
     ) -> None:
         self.features = features
         self.batch_size = features.batch_size
         self.confidence = torch.zeros(len(features))
         self._budget = budget
         self._score = score
+        self._ranks = ranks
         self._score_sums = torch.zeros(len(features), 2)
         self._has_recalled = False
         self._previous: Student | None = None
@@ -68,7 +72,7 @@ class TrainingSet:
         self._targets: FeatureCache | None = None
 
     @classmethod
-    def of(cls, trainer: Trainer, model: "Cdd") -> "TrainingSet":
+    def of(cls, trainer: Trainer, model: "Cdd", ranks: Ranks) -> "TrainingSet":
         """Read the trainer's training data."""
         loader = training_loader(trainer)
         options = model.options
@@ -85,11 +89,11 @@ class TrainingSet:
         if options.cache == "off" or random:
             if random:
                 logger.warning("Teacher features are not cached: %s may be random.", " and ".join(random))
-            return cls(features, None, model.model.sample_scores)
-        budget = FeatureBudget(options.cache_memory_gb, options.cache_dir)
+            return cls(features, None, model.model.sample_scores, ranks)
+        budget = FeatureBudget(options.cache_memory_gb, options.cache_dir, ranks)
         features.fill(budget)
         spare_images(trainer, loader, features.images)
-        return cls(features, budget, model.model.sample_scores)
+        return cls(features, budget, model.model.sample_scores, ranks)
 
     def __len__(self) -> int:
         """Return the number of samples N."""
@@ -116,13 +120,15 @@ class TrainingSet:
         if self.features.cache is not None and self._budget is not None:
             # bf16: the features of an untrained student overflow fp16
             self._recalled = self._budget.cache(len(self), self.features.shapes, torch.bfloat16)
-        parts = batches(torch.arange(len(self)), self.batch_size)
+        self.confidence.zero_()
+        parts = batches(self._ranks.portion(torch.arange(len(self))), self.batch_size)
         for indices, teacher in zip(parts, self.teacher(parts), strict=True):
             with no_fp16():
                 output = previous(teacher)
             self.confidence[indices] = confidence(teacher, output).cpu()
             if self._recalled is not None:
                 self._recalled.write(indices, output)
+        self.confidence = self._ranks.sum(self.confidence)
 
     @torch.no_grad()
     def recalled(self, indices: Tensor, teacher: Levels) -> Levels:
@@ -166,7 +172,7 @@ class TrainingSet:
             samples = (row.ge(0) == owners).all(dim=1).nonzero().flatten()
             own = owners.nonzero().flatten()
             own[own == len(students)] = -1
-            parts = batches(samples, self.batch_size)
+            parts = batches(self._ranks.portion(samples), self.batch_size)
             for indices, teacher in zip(parts, self.teacher(parts), strict=True):
                 owners_of_each = own.expand(len(indices), -1)
                 candidates, affinity = self._ask(students, owners_of_each, indices, teacher, selection)
@@ -174,6 +180,7 @@ class TrainingSet:
                     excluded = torch.full((len(indices),), owner, device=affinity.device)
                     weights = candidate_weights(affinity, excluded, selection)
                     cache.write(row[indices, owner], pseudo_normal(candidates, weights, selection))
+        self._ranks.wait()
         return lambda batch, teacher: cache.read(row[batch[:, 0], batch[:, 1]], teacher[0].device)
 
     @torch.no_grad()
@@ -229,8 +236,9 @@ class TrainingSet:
         """Return each image's anomaly score by the students of other domains, shape (images,).
 
         The mean over the students that this epoch asked; of an image's tiles the highest. NaN where none was asked.
+        Every rank has to ask for them, once an epoch is over.
         """
-        scores, asked = self._score_sums.T
+        scores, asked = self._ranks.sum(self._score_sums).T
         return (scores / asked).view(-1, self.features.per_image).amax(dim=1)
 
     def _forget(self) -> None:

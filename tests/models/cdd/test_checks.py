@@ -8,7 +8,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +16,10 @@ import torch
 from anomalib.engine import Engine
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 
 from anomalib_cdd import Cdd, MVTecNoisy
+from anomalib_cdd.models.cdd.checks import check_size, check_trainer
 
 Model = Callable[..., Cdd]
 Data = Callable[..., MVTecNoisy]
@@ -56,7 +58,7 @@ def test_options_out_of_range(make_model: Model, options: dict[str, Any], messag
         ({"max_epochs": -1}, "max_epochs is -1"),
         ({"max_epochs": 2, "max_steps": 10}, "max_steps is 10.*max_epochs instead"),
         ({"max_epochs": 2, "accumulate_grad_batches": 2}, "accumulate_grad_batches"),
-        ({"max_epochs": 2, "devices": 2}, "one device, not 2"),
+        ({"max_epochs": 2, "devices": 2}, "SingleDeviceStrategy.*strategy: ddp"),
     ],
 )
 def test_trainers_that_would_train_something_else(
@@ -71,6 +73,28 @@ def test_trainers_that_would_train_something_else(
         monkeypatch.setattr("lightning.pytorch.Trainer.world_size", 2)
     with pytest.raises((ValueError, MisconfigurationException), match=message):
         make_engine(**options).fit(make_model(), datamodule=make_data())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "message"),
+    [
+        (2, {}, "num_nodes is 2.*one node"),
+        (1, {"domain_optimizer": "keep"}, "domain_optimizer is 'keep'.*domain_parallel: false"),
+    ],
+)
+def test_several_devices_that_would_train_something_else(
+    make_model: Model, nodes: int, options: dict[str, Any], message: str
+) -> None:
+    trainer = SimpleNamespace(strategy=DDPStrategy(), num_nodes=nodes, world_size=2, max_steps=-1, max_epochs=2)
+    with pytest.raises(ValueError, match=message):
+        check_trainer(trainer, make_model(**options).options, overridden=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_size", [3, 2])
+def test_batches_that_do_not_divide_over_the_devices(make_model: Model, batch_size: int) -> None:
+    trainer = SimpleNamespace(world_size=2, max_epochs=2)
+    with pytest.raises(ValueError, match=rf"train_batch_size is {batch_size}.*multiple of 2 and 4 or more"):
+        check_size(100, batch_size, trainer, make_model().options)  # type: ignore[arg-type]
 
 
 def test_the_command_lines_optimizer_is_refused(make_model: Model, make_data: Data, make_engine: Engines) -> None:

@@ -546,7 +546,7 @@ def test_keyboard_interrupt_within_an_epoch_keeps_the_last_checkpoint(
 
 def test_cache_reads_what_was_written(tmp_path: Path) -> None:
     for directory in (None, tmp_path):
-        cache = FeatureCache(5, [(2, 3, 4), (7, 1, 1)], torch.bfloat16, directory=directory)
+        cache = FeatureCache(5, [(2, 3, 4), (7, 1, 1)], torch.bfloat16, directories=[directory] if directory else [])
         levels = [torch.randn(2, 2, 3, 4), torch.randn(2, 7, 1, 1)]
         cache.write(torch.tensor([4, 1]), levels)
         first, second = cache.read(torch.tensor([1, 4]))
