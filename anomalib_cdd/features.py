@@ -28,6 +28,10 @@ MEGABYTE = 2**20
 GIGABYTE = 2**30
 
 
+class NotFiniteError(ValueError):
+    """Numbers are NaN or infinite; the message says which and what to do."""
+
+
 class FeatureBudget:
     """Hands out feature caches until the memory budget is used up, then disk-backed ones.
 
@@ -132,15 +136,15 @@ class FeatureCache:
         """Keep the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices``.
 
         Raises:
-            ValueError: If a value is not finite, or too large for the cache's precision.
+            NotFiniteError: If a value is not finite, or too large for the cache's precision.
         """
         start = 0
         for level in levels:
             flat = level.detach().flatten(1).to(self._values.dtype)
             # a norm is the fastest look at every value
             if not torch.linalg.vector_norm(flat, dtype=torch.float32).isfinite():
-                msg = f"Features are not finite in {str(flat.dtype).removeprefix('torch.')}."
-                raise ValueError(msg)
+                msg = f"features are not finite in {str(flat.dtype).removeprefix('torch.')}"
+                raise NotFiniteError(msg)
             self._values[:, start : start + flat.shape[1]].index_copy_(0, indices, flat.cpu())
             start += flat.shape[1]
 
@@ -201,6 +205,12 @@ class TeacherFeatures:
         """Return the number of samples: images, or tiles of images."""
         return self.images * self.per_image
 
+    @property
+    def image_paths(self) -> list[str]:
+        """Paths of the images, or their numbers where the data set does not tell."""
+        samples: Any = getattr(self.dataset, "samples", ())
+        return [str(path) for path in (samples["image_path"] if "image_path" in samples else range(self.images))]
+
     def _probe(self) -> list[torch.Size]:
         levels = self._extract(self._loader.collate_fn([self.dataset[0]]))
         self.per_image = len(levels[0])
@@ -208,12 +218,11 @@ class TeacherFeatures:
 
     def fill(self, budget: FeatureBudget) -> None:
         """Read every image once and keep its levels in fp16."""
-        cache = budget.cache(len(self), self.shapes, torch.float16)
+        self.cache = cache = budget.cache(len(self), self.shapes, torch.float16)
         images = torch.arange(self.images).split(self.batch_size)
         batches = tqdm(self._read_images(list(images)), total=len(images), desc="Teacher features", leave=False)
         for indices, levels in zip(images, batches, strict=True):
             cache.write(self._samples(indices), levels)
-        self.cache = cache
 
     def iterate(self, batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Yield the levels ``(B, C_l, H_l, W_l)`` of each batch of sample indices."""
@@ -240,8 +249,26 @@ class TeacherFeatures:
             num_workers=self._loader.num_workers,
             collate_fn=self._loader.collate_fn,
         )
-        for batch in loader:
-            yield self._extract(batch)
+        for images, batch in zip(batches, loader, strict=True):
+            levels = self._extract(batch)
+            self._check_finite(images, levels)
+            yield levels
+
+    def _check_finite(self, images: Tensor, levels: Sequence[Tensor]) -> None:
+        """Refuse what the teacher says of an image where it is no finite number in the precision that is kept."""
+        kept = torch.float16 if self.cache is not None else self._dtype
+        norms = [torch.linalg.vector_norm(level.to(kept), dim=(1, 2, 3), dtype=torch.float32) for level in levels]
+        finite = torch.stack(norms).isfinite().all(dim=0).view(-1, self.per_image).all(dim=1)
+        if finite.all():
+            return
+        paths = self.image_paths
+        wrong = [paths[image] for image in images[~finite.cpu()].tolist()]
+        msg = (
+            f"The teacher's features are not finite in {str(kept).removeprefix('torch.')} for {', '.join(wrong[:3])}"
+            f"{f' and {len(wrong) - 3} others of the batch' if len(wrong) > 3 else ''}. If that is so for every image "
+            "the weights or the normalisation are not the teacher's; else replace or remove the image."
+        )
+        raise NotFiniteError(msg)
 
 
 def training_loader(trainer: Trainer) -> DataLoader:

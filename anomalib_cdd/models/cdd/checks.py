@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
+from torch import Tensor
+
+from anomalib_cdd.features import NotFiniteError
 
 from .domains import domain_count
 
@@ -114,6 +117,37 @@ def check_size(samples: int, batch_size: int, trainer: Trainer, options: Any) ->
             "set a schedule with fewer domains, such as domains: [2]."
         )
         raise ValueError(msg)
+
+
+@contextmanager
+def finite(stage: str, epoch: int, options: Any) -> Iterator[None]:
+    """Say in which stage of which epoch numbers stopped being finite, and what to do.
+
+    Raises:
+        NotFiniteError: In place of another one.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        msg = (
+            f"Training diverged in epoch {epoch} (the first is 0), {stage}: {error}. The last checkpoint is of an "
+            f"epoch before. Try a lower learning_rate (it is {options.learning_rate}), a gradient_clip_val (it is "
+            f"{options.gradient_clip_val}), feature_noise_scale: relative (it is {options.feature_noise_scale}), or "
+            "precision bf16-mixed or 32 where it is 16."
+        )
+        raise NotFiniteError(msg) from error
+
+
+def check_finite(**values: Tensor) -> None:
+    """Refuse what is not finite.
+
+    Raises:
+        NotFiniteError: Naming the first such value.
+    """
+    for name, value in values.items():
+        if not value.isfinite().all():
+            msg = f"{name} is {value.item()}" if value.numel() == 1 else f"{name} is not finite"
+            raise NotFiniteError(msg)
 
 
 def check_checkpoint(checkpoint: dict[str, Any], model: "Cdd") -> None:

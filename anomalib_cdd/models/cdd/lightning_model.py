@@ -198,7 +198,8 @@ class Cdd(AnomalibModule):
         sigma, relative = 0.0 if warm_up else options.feature_noise, options.feature_noise_scale == "relative"
 
         # lines 6 to 9: confidence by the previous student, domains around the confident images
-        data.recall(previous, needed=across or bool(confident))
+        with checks.finite("the previous student's recall", e, options):
+            data.recall(previous, needed=across or bool(confident))
         domains = partition(data.confidence, confident, count, generator, shared=options.confidence_guidance)
         parts = [
             passes(domains.domain(k), size, generator, options.domain_passes) for k in range(count if across else 0)
@@ -224,7 +225,8 @@ class Cdd(AnomalibModule):
             students.append(student.eval())
 
         # lines 18 to 26: the other domains' students say what is normal in each image (Eq. 17 to 20)
-        targets = data.targets(students, visits, options.selection) if across else None
+        with checks.finite("the pseudo-normal targets", e, options):
+            targets = data.targets(students, visits, options.selection) if across else None
         for batch, teacher in zip(visit_batches, data.teacher([visit[:, 0] for visit in visit_batches]), strict=True):
             output = global_student(perturb(teacher, sigma, generator, relative))
             if targets is None:
@@ -252,6 +254,8 @@ class Cdd(AnomalibModule):
 
     def _update(self, optimizer: LightningOptimizer, loss: Tensor, stage: str) -> None:
         """Take one optimiser step and log the stage's loss."""
+        with checks.finite(f"stage {stage}", self.current_epoch, self.options):
+            checks.check_finite(loss=loss.detach())
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
@@ -297,6 +301,10 @@ class Cdd(AnomalibModule):
             self._steps_done += 1
 
     def _remember_epoch(self) -> None:
+        # a checkpoint may follow: none is written of what a last step has spoilt
+        with checks.finite("after its last step", self.current_epoch, self.options):
+            state = self.model.student.state_dict()
+            checks.check_finite(**{f"the global student's {name}": value for name, value in state.items()})
         data = self.training_set
         if self.training_history is None or self.training_history.image_paths != data.image_paths:
             self.training_history = TrainingHistory(data.image_paths)
@@ -358,6 +366,10 @@ class Cdd(AnomalibModule):
         """Refuse what would train something else than asked for, before anything is read."""
         if stage == "fit":
             checks.check_trainer(self.trainer, overridden="configure_optimizers" in vars(self))
+            # not before: it imports anomalib's engine
+            from anomalib_cdd.checkpoints import write_checkpoints_whole
+
+            write_checkpoints_whole(self.trainer)
 
     def on_fit_start(self) -> None:
         """Read the training set."""
