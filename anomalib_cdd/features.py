@@ -6,6 +6,7 @@ What the frozen teacher said of each training image is worth keeping: it never c
 """
 
 import logging
+import mmap
 import os
 import shutil
 import tempfile
@@ -79,7 +80,7 @@ class FeatureCache:
         dtype: How they are kept. fp16 is right for a trained teacher; an untrained student overflows it: bf16.
         budget: Gets the memory back when the cache is released.
         directory: Folder of the memory-mapped file that holds the values; ``None`` keeps them in memory. The file has
-            no name once it is mapped: the system frees it with the process, however that ends.
+            no name: the system frees it with the process, however that ends, and nobody can read it but this process.
 
     Raises:
         OSError: If the disk has no room for them; the message says how much is needed.
@@ -97,7 +98,6 @@ class FeatureCache:
         self.size = self.size_of(count, shapes, dtype)
         self._budget = budget
         self._directory = directory
-        self._file: Path | None = None
         self._sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
         self._values = self._allocate(count, sum(self._sizes), dtype)
 
@@ -109,14 +109,15 @@ class FeatureCache:
     def _allocate(self, count: int, width: int, dtype: torch.dtype) -> Tensor:
         if self._directory is None or count == 0:
             return torch.empty(count, width, dtype=dtype)
-        descriptor, name = tempfile.mkstemp(prefix="anomalib_cdd_", dir=self._directory)
         try:
-            # a sparse file on a full disk would kill the process with SIGBUS at the first write
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(descriptor, 0, self.size)
-            else:
-                os.truncate(descriptor, self.size)
-            return torch.from_file(name, shared=True, size=count * width, dtype=dtype).view(count, width)
+            # without a name from the start: a kill at any moment leaves nothing
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                # a sparse file on a full disk would kill the process with SIGBUS at the first write
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, self.size)
+                else:
+                    file.truncate(self.size)
+                return torch.frombuffer(mmap.mmap(file.fileno(), self.size), dtype=dtype).view(count, width)
         except OSError as error:
             free = shutil.disk_usage(self._directory).free
             msg = (
@@ -125,12 +126,6 @@ class FeatureCache:
                 "`cache: off`."
             )
             raise OSError(msg) from error
-        finally:
-            os.close(descriptor)
-            try:
-                Path(name).unlink()
-            except PermissionError:  # Windows keeps the name of a mapped file
-                self._file = Path(name)
 
     def write(self, indices: Tensor, levels: Sequence[Tensor]) -> None:
         """Keep the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices``.
@@ -163,8 +158,6 @@ class FeatureCache:
     def release(self) -> None:
         """Give memory or disk back."""
         self._values = torch.empty(0)
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
         if self._directory is None and self._budget is not None:
             self._budget.left += self.size
         self._budget = None
