@@ -18,7 +18,29 @@ from lightning.pytorch import Trainer
 
 
 class WholeCheckpointIO(AnomalibCheckpointIO):
-    """anomalib's, but for how a local file is written."""
+    """anomalib's, but for how a local file is written and for what is said of one that cannot be read."""
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:  # what torch.load takes
+        """Read a checkpoint.
+
+        Args:
+            path: Where it is.
+            map_location: Devices, as ``torch.load`` takes them.
+            weights_only: Whether to read plain data alone.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, or holds more than plain data; the message names it.
+        """
+        try:
+            return super().load_checkpoint(path, map_location, weights_only is not False)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged file raises whatever its bytes lead to
+            msg = f"Checkpoint {path} is damaged, or holds more than plain data and is not loaded: it could run code."
+            raise ValueError(msg) from error
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint beside the place where it belongs, then rename it.
@@ -51,8 +73,8 @@ class WholeCheckpointIO(AnomalibCheckpointIO):
             draft.unlink(missing_ok=True)
 
 
-def write_checkpoints_whole(trainer: Trainer) -> None:
-    """Let a trainer write its checkpoints by :class:`WholeCheckpointIO`, unless it was given a way of its own."""
+def guard_checkpoints(trainer: Trainer) -> None:
+    """Let a trainer write and read checkpoints by :class:`WholeCheckpointIO`, unless it was given a way of its own."""
     plain = trainer.strategy.checkpoint_io
     if type(plain) in {TorchCheckpointIO, AnomalibCheckpointIO}:
         trainer.strategy.checkpoint_io = WholeCheckpointIO(getattr(plain, "extra_safe_globals", None))

@@ -14,7 +14,7 @@ from anomalib.engine.plugins import AnomalibCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import AsyncCheckpointIO
 
-from anomalib_cdd.checkpoints import WholeCheckpointIO, write_checkpoints_whole
+from anomalib_cdd.checkpoints import WholeCheckpointIO, guard_checkpoints
 
 OLD, NEW = {"weights": torch.zeros(3)}, {"weights": torch.ones(3)}
 
@@ -98,9 +98,9 @@ def test_a_full_disk_is_said_and_costs_neither_the_old_checkpoint_nor_room(tmp_p
 def test_a_way_of_ones_own_is_left_alone(tmp_path: Path) -> None:
     for given, expected in ((None, WholeCheckpointIO), (AsyncCheckpointIO(), AsyncCheckpointIO)):
         trainer = Trainer(accelerator="cpu", logger=False, plugins=given, default_root_dir=tmp_path)
-        write_checkpoints_whole(trainer)
+        guard_checkpoints(trainer)
         assert type(trainer.strategy.checkpoint_io) is expected
     plugin = AnomalibCheckpointIO(extra_safe_globals=[Path])
     trainer = Trainer(accelerator="cpu", logger=False, plugins=plugin, default_root_dir=tmp_path)
-    write_checkpoints_whole(trainer)
+    guard_checkpoints(trainer)
     assert trainer.strategy.checkpoint_io.extra_safe_globals == [Path]

@@ -187,7 +187,13 @@ def readable_checkpoint(path: str | Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         msg = f"Checkpoint {path} is damaged, or holds more than plain data and is not loaded: it could run code."
         raise ValueError(msg) from error
-    except (TypeError, KeyError, RuntimeError, EOFError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        msg = f"Checkpoint {path} is not of a Cdd model ({type(error).__name__}: {reason})."
+    except ValueError as error:
+        msg = f"Checkpoint {path}: {_first_line(error)}"
         raise ValueError(msg) from error
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        msg = f"Checkpoint {path} is not of a Cdd model ({type(error).__name__}: {_first_line(error)})."
+        raise ValueError(msg) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:400]

@@ -366,10 +366,10 @@ class Cdd(AnomalibModule):
         """Refuse what would train something else than asked for, before anything is read."""
         if stage == "fit":
             checks.check_trainer(self.trainer, overridden="configure_optimizers" in vars(self))
-            # not before: it imports anomalib's engine
-            from anomalib_cdd.checkpoints import write_checkpoints_whole
+        # not before: it imports anomalib's engine
+        from anomalib_cdd.checkpoints import guard_checkpoints
 
-            write_checkpoints_whole(self.trainer)
+        guard_checkpoints(self.trainer)
 
     def on_fit_start(self) -> None:
         """Read the training set."""
