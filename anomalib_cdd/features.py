@@ -7,13 +7,14 @@ one cache. Knows no method.
 """
 
 import logging
+import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from anomalib.data import ImageBatch, ImageItem
@@ -32,6 +33,10 @@ MEGABYTE = 2**20
 GIGABYTE = 2**30
 # where Linux keeps memory that processes share, in the shape of files
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # no file there keeps its name
+
+
+class NotFiniteError(ValueError):
+    """Numbers are NaN or infinite; the message says which and what to do."""
 
 
 class FeatureBudget:
@@ -88,8 +93,8 @@ class FeatureCache:
         dtype: How they are kept. fp16 is right for a trained teacher; an untrained student overflows it: bf16.
         budget: Gets the memory back when the cache is released; its ranks share the cache.
         directories: Where the memory-mapped file that holds the values may lie; the first with room has it. None keeps
-            them in the process's own memory. The file has no name once it is mapped: the system frees it with the
-            processes, however they end.
+            them in the process's own memory. The file has no name: the system frees it with the
+            processes, however they end, and nobody else can read it.
 
     Raises:
         OSError: If the disk has no room for them; the message says how much is needed.
@@ -108,7 +113,6 @@ class FeatureCache:
         self._budget = budget
         self._ranks = budget.ranks if budget else Ranks()
         self._in_memory = not directories or directories[0] == SHARED_MEMORY
-        self._file: Path | None = None
         self._sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
         self._values = self._allocate(count, sum(self._sizes), dtype, directories)
 
@@ -121,21 +125,20 @@ class FeatureCache:
         if not directories or count == 0:
             return torch.empty(count, width, dtype=dtype)
         # one rank makes the file and all map it; if it cannot be made, all say so
-        file = self._ranks.tell(self._make_file(directories) if self._ranks.is_first else None)
-        if isinstance(file, OSError):
-            raise file
-        try:
-            return torch.from_file(str(file), shared=True, size=count * width, dtype=dtype).view(count, width)
-        finally:
+        file = self._make_file(directories) if self._ranks.is_first else None
+        told = self._ranks.tell(file if file is None or isinstance(file, OSError) else file.name)
+        if isinstance(told, OSError):
+            raise told
+        with file or Path(told).open("r+b") as mapped:
+            values = mmap.mmap(mapped.fileno(), self.size)
             self._ranks.wait()
-            if self._ranks.is_first:
-                self._unlink(file)
+        return torch.frombuffer(values, dtype=dtype).view(count, width)
 
-    def _make_file(self, directories: Sequence[Path]) -> Path | OSError:
+    def _make_file(self, directories: Sequence[Path]) -> Any:  # a file; typeshed has one class a way of opening it
         """Return a file of the cache's size in the first directory that has room, or why there is none."""
         for directory in directories:
             with suppress(OSError):
-                return _reserve(directory, self.size)
+                return self._reserve(directory)
         free = shutil.disk_usage(directories[-1]).free
         return OSError(
             f"No room for the feature cache in {directories[-1]}: {self.size / MEGABYTE:,.0f} MiB needed, "
@@ -143,25 +146,33 @@ class FeatureCache:
             "`cache: off`."
         )
 
-    def _unlink(self, file: Path) -> None:
+    def _reserve(self, directory: Path) -> IO[bytes]:
+        # without a name from the start a kill at any moment leaves nothing; ranks need one to find it, for a moment
+        file = (tempfile.TemporaryFile if self._ranks.count == 1 else tempfile.NamedTemporaryFile)(dir=directory)
         try:
-            file.unlink()
-        except PermissionError:  # Windows keeps the name of a mapped file
-            self._file = file
+            # a sparse file on a full disk would kill the process with SIGBUS at the first write
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, self.size)
+            else:
+                file.truncate(self.size)
+        except OSError:
+            file.close()
+            raise
+        return file
 
     def write(self, indices: Tensor, levels: Sequence[Tensor]) -> None:
         """Keep the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices``.
 
         Raises:
-            ValueError: If a value is not finite, or too large for the cache's precision.
+            NotFiniteError: If a value is not finite, or too large for the cache's precision.
         """
         start = 0
         for level in levels:
             flat = level.detach().flatten(1).to(self._values.dtype)
             # a norm is the fastest look at every value
             if not torch.linalg.vector_norm(flat, dtype=torch.float32).isfinite():
-                msg = f"Features are not finite in {str(flat.dtype).removeprefix('torch.')}."
-                raise ValueError(msg)
+                msg = f"features are not finite in {str(flat.dtype).removeprefix('torch.')}"
+                raise NotFiniteError(msg)
             self._values[:, start : start + flat.shape[1]].index_copy_(0, indices, flat.cpu())
             start += flat.shape[1]
 
@@ -180,27 +191,9 @@ class FeatureCache:
     def release(self) -> None:
         """Give memory or disk back."""
         self._values = torch.empty(0)
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
         if self._in_memory and self._budget is not None:
             self._budget.left += self.size
         self._budget = None
-
-
-def _reserve(directory: Path, size: int) -> Path:
-    """Make a file of ``size`` bytes that are really there: a sparse one on a full disk would end in SIGBUS."""
-    descriptor, name = tempfile.mkstemp(prefix="anomalib_cdd_", dir=directory)
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, size)
-        else:
-            os.truncate(descriptor, size)
-    except OSError:
-        Path(name).unlink()
-        raise
-    finally:
-        os.close(descriptor)
-    return Path(name)
 
 
 class TeacherFeatures:
@@ -238,6 +231,12 @@ class TeacherFeatures:
         """Return the number of samples: images, or tiles of images."""
         return self.images * self.per_image
 
+    @property
+    def image_paths(self) -> list[str]:
+        """Paths of the images, or their numbers where the data set does not tell."""
+        samples: Any = getattr(self.dataset, "samples", ())
+        return [str(path) for path in (samples["image_path"] if "image_path" in samples else range(self.images))]
+
     def _probe(self) -> list[torch.Size]:
         levels = self._extract(self._loader.collate_fn([self.dataset[0]]))
         self.per_image = len(levels[0])
@@ -246,13 +245,12 @@ class TeacherFeatures:
     def fill(self, budget: FeatureBudget) -> None:
         """Read every image once and keep its levels in fp16; of several ranks each reads its part."""
         ranks = budget.ranks
-        cache = budget.cache(len(self), self.shapes, torch.float16)
+        self.cache = cache = budget.cache(len(self), self.shapes, torch.float16)
         images = ranks.portion(torch.arange(self.images)).split(self.batch_size)
         bar: Any = {"desc": "Teacher features", "leave": False, "disable": not ranks.is_first}
         for indices, levels in zip(images, tqdm(self._read_images(images), total=len(images), **bar), strict=True):
             cache.write(self._samples(indices), levels)
         ranks.wait()
-        self.cache = cache
 
     def iterate(self, batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Yield the levels ``(B, C_l, H_l, W_l)`` of each batch of sample indices."""
@@ -279,8 +277,26 @@ class TeacherFeatures:
             num_workers=self._loader.num_workers,
             collate_fn=self._loader.collate_fn,
         )
-        for batch in loader:
-            yield self._extract(batch)
+        for images, batch in zip(batches, loader, strict=True):
+            levels = self._extract(batch)
+            self._check_finite(images, levels)
+            yield levels
+
+    def _check_finite(self, images: Tensor, levels: Sequence[Tensor]) -> None:
+        """Refuse what the teacher says of an image where it is no finite number in the precision that is kept."""
+        kept = torch.float16 if self.cache is not None else self._dtype
+        norms = [torch.linalg.vector_norm(level.to(kept), dim=(1, 2, 3), dtype=torch.float32) for level in levels]
+        finite = torch.stack(norms).isfinite().all(dim=0).view(-1, self.per_image).all(dim=1)
+        if finite.all():
+            return
+        paths = self.image_paths
+        wrong = [paths[image] for image in images[~finite.cpu()].tolist()]
+        msg = (
+            f"The teacher's features are not finite in {str(kept).removeprefix('torch.')} for {', '.join(wrong[:3])}"
+            f"{f' and {len(wrong) - 3} others of the batch' if len(wrong) > 3 else ''}. If that is so for every image "
+            "the weights or the normalisation are not the teacher's; else replace or remove the image."
+        )
+        raise NotFiniteError(msg)
 
 
 def training_loader(trainer: Trainer) -> DataLoader:

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, distributed
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
 
 # a share of one image has no batch statistics
 SMALLEST_SHARE = 2
@@ -67,6 +69,10 @@ class Ranks:
                 distributed.all_reduce(flat)
                 _unflatten(flat / self.count, group)
 
+    def average_statistics(self, module: nn.Module) -> None:
+        """Replace a module's running statistics, which are means of means, by their means over the ranks."""
+        self.average(buffer for buffer in module.buffers() if buffer.is_floating_point())
+
     def copy(self, tensors: Iterable[Tensor], owner: int) -> None:
         """Replace tensors by those of the rank that owns piece ``owner``, in place; see :meth:`owns`."""
         if self.count > 1:
@@ -94,6 +100,12 @@ class Ranks:
         """Wait until every rank is here."""
         if self.count > 1:
             distributed.barrier()
+
+
+def gradients(optimizer: Optimizer | LightningOptimizer) -> list[Tensor]:
+    """Return the gradients that an optimiser is about to step along."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def use_one_results_folder(trainer: Trainer) -> None:

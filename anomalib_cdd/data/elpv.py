@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import Transform
 
 from anomalib_cdd.data.noise import NoiseInjection, draw
 
+LABELS = ["path", "probability", "cell"]
 Cell = Literal["mono", "poly", "all"]
 Ambiguous = Literal["drop", "normal", "anomalous"]
 
@@ -61,7 +62,7 @@ def make_elpv_dataset(
         are for testing.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or ``labels.csv`` is not such a file; the message names it.
     """
     if cell not in {"mono", "poly", "all"}:
         msg = f"cell has to be mono, poly or all, found {cell!r}"
@@ -76,7 +77,7 @@ def make_elpv_dataset(
         msg = f"split_seed has to be at least 0, found {split_seed}"
         raise ValueError(msg)
 
-    labels = pd.read_csv(Path(root) / "labels.csv", sep=r"\s+", names=["path", "probability", "cell"])
+    labels = _read_labels(Path(root) / "labels.csv")
     if cell != "all":
         labels = labels[labels["cell"] == cell]
     is_sure = labels["probability"].isin([0, 1])
@@ -97,6 +98,30 @@ def make_elpv_dataset(
     )
     samples.attrs["task"] = "classification"
     return samples
+
+
+def _read_labels(path: Path) -> pd.DataFrame:
+    """Read lines of path, defect probability and kind of cell."""
+    try:
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"the labels {path} cannot be read ({error})"
+        raise ValueError(msg) from error
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(LABELS) or row[2] not in {"mono", "poly"} or not _is_probability(row[1]) or "\0" in row[0]:
+            msg = f"the labels {path}: row {number} is not '<image> <probability> <mono|poly>': {' '.join(row)[:80]!r}"
+            raise ValueError(msg)
+    if not rows:
+        msg = f"the labels {path}: they list no image"
+        raise ValueError(msg)
+    return pd.DataFrame(rows, columns=LABELS).astype({"probability": float})
+
+
+def _is_probability(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 class ElpvDataset(AnomalibDataset):

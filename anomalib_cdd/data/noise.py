@@ -131,6 +131,10 @@ def relative_names(paths: Iterable[str], root: str | Path | None) -> tuple[Path,
     return base, {name: path.relative_to(base).as_posix() for name, path in absolute.items()}
 
 
+def _broken_links(root: str | Path | None) -> list[Path]:
+    return [] if root is None else [path for path in Path(root).rglob("*") if path.is_symlink() and not path.exists()]
+
+
 class NoiseInjection(AnomalibDataModule):
     """Mixin before an anomalib datamodule: ``class MVTecNoisy(NoiseInjection, MVTecAD)``.
 
@@ -259,6 +263,12 @@ class NoiseInjection(AnomalibDataModule):
                 "a file type that this data set takes (MVTec AD: .png only; any type: FolderNoisy)?"
             )
             raise ValueError(msg) from error
+        except FileNotFoundError as error:  # anomalib's does not say which
+            broken = _broken_links(getattr(self, "root", None))
+            if not broken:
+                raise
+            msg = f"{self.name} cannot be read: {broken[0]} is a link to nowhere; mend or remove it"
+            raise FileNotFoundError(msg) from error
         for subset in ("train_data", "val_data", "test_data"):
             if hasattr(self, subset):
                 check_images(getattr(self, subset))

@@ -27,7 +27,6 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from zipfile import BadZipFile
 
 import pandas as pd
 import torch
@@ -86,7 +85,7 @@ class Cell:
         for part, options in WITHOUT_EFFECT.items():
             for name, value in options.items():
                 if config[part]["init_args"].get(name) == value:
-                    del config[part]["init_args"][name]
+                    config[part]["init_args"].pop(name, None)
         text = json.dumps({"seed": self.seed, "config": config}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -292,7 +291,7 @@ def _judged(measures: dict[str, float | None], path: Path) -> dict[str, float | 
         return measures
     try:
         arrays = scores.load(path.with_suffix(".npz"))
-    except (OSError, ValueError, BadZipFile):  # the report names it
+    except ValueError:  # the report names it
         arrays = None
     return measures | (scores.threshold_measures(arrays) if arrays else {})
 
@@ -307,7 +306,7 @@ def _what_is_wrong(record: Any, key: str) -> str:
     if not isinstance(record, dict):
         return "it holds no mapping"
     status = record.get("status")
-    if status not in OUTCOME_FIELDS:
+    if not isinstance(status, str) or status not in OUTCOME_FIELDS:
         return f"its status is {status!r} and neither {' nor '.join(OUTCOME_FIELDS)}"
     fields = RECORD_FIELDS | OUTCOME_FIELDS[status]
     missing = [name for name, kind in fields.items() if not isinstance(record.get(name), kind)]
@@ -315,6 +314,8 @@ def _what_is_wrong(record: Any, key: str) -> str:
         return f"its {missing[0]!r} is missing or of the wrong kind"
     if record["key"] != key:
         return f"its key is {record['key']!r}"
+    if not all("class_path" in (record["config"].get(part) or {}) for part in ("data", "model")):
+        return "its 'config' names no data or no model"
     numbers = record.get("measures", {}).values()
     return "" if all(isinstance(value, int | float | None) for value in numbers) else "a measure is not a number"
 

@@ -34,6 +34,16 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, "NDArray[Any]"]
 
+# arrays of numbers that have one length
+TOGETHER = [
+    ("test_scores", "test_labels", "test_injected"),
+    ("train_scores", "train_suspicion", "train_is_noise"),
+    ("calibration_scores",),
+    ("calibration_pixels",),
+    ("pixels_normal", "pixels_anomalous"),
+    ("pixel_edges",),
+]
+PIXELS = {"calibration_pixels", "train_pixels"}
 PIXEL_BINS = 1024
 EXAMPLES = 5
 
@@ -168,8 +178,35 @@ def save(path: Path, arrays: Arrays) -> None:
 
 
 def load(path: Path) -> Arrays | None:
-    """Read the arrays, or ``None`` where the cell kept none. Nothing in the file is run as code."""
+    """Read the arrays, or ``None`` where the cell kept none. Nothing in the file is run as code.
+
+    Raises:
+        ValueError: If the file is damaged or its arrays do not belong together; the message names it.
+    """
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # its bytes may lead to anything
+        reason = (str(error).strip().splitlines() or [""])[0]
+        msg = f"{path} cannot be read as a cell's scores ({type(error).__name__}: {reason})"
+        raise ValueError(msg) from error
+    for together in TOGETHER:
+        sizes = {name: arrays[name].shape for name in together if name in arrays}
+        wrong = [
+            name for name, shape in sizes.items() if len(shape) != 1 or not shape[0] or _is_unordered(arrays[name])
+        ]
+        if wrong or len({*sizes.values()}) > 1:
+            msg = f"{path} is not of a cell: {wrong[0] if wrong else ', '.join(sizes)} cannot be what a cell keeps"
+            raise ValueError(msg)
+    if "pixels_anomalous" in arrays:
+        edges, kept = arrays.get("pixel_edges", ()), arrays.keys()
+        if len(edges) != len(arrays["pixels_anomalous"]) + 1 or not kept >= {"pixels_normal"} or not kept & PIXELS:
+            msg = f"{path} is not of a cell: its histogram of pixels is not whole"
+            raise ValueError(msg)
+    return arrays
+
+
+def _is_unordered(values: NDArray[Any]) -> bool:
+    return values.dtype.kind not in "biuf" or not np.isfinite(values).all()

@@ -215,13 +215,30 @@ def test_a_damaged_file_is_named_and_the_rest_is_drawn(make_grid: Any, output: P
     assert drawn.pictures[1].caption.endswith("Nothing to show of rd.")
 
 
-def test_a_figure_that_fails_is_named_and_the_others_are_drawn(make_grid: Any, output: Path) -> None:
+def test_a_figure_that_fails_is_named_and_the_others_are_drawn(
+    make_grid: Any, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = figures.save
+
+    def fails(figure: Any, path: Path) -> None:
+        if "histograms" in path.name:
+            msg = "no such font"
+            raise RuntimeError(msg)
+        save(figure, path)
+
+    monkeypatch.setattr(figures, "save", fails)
+    drawn = draw(make_grid(), output)
+    assert [picture.kind for picture in drawn.pictures] == ["curves", "heat_maps"]
+    assert "tiles_histograms.svg could not be drawn" in drawn.problems[0]
+
+
+def test_scores_that_do_not_belong_together_are_named(make_grid: Any, output: Path) -> None:
     frame = make_grid()
     path = output / "cells" / f"{example_cells(frame)['key'].iloc[0]}.npz"
     np.savez(path, **(load(path) or {}) | {"train_is_noise": np.zeros(3, dtype=bool)})
-    drawn = draw(frame, output)
-    assert [picture.kind for picture in drawn.pictures] == ["curves", "heat_maps"]
-    assert "tiles_histograms.svg could not be drawn" in drawn.problems[0]
+    [problem] = draw(frame, output).problems
+    assert str(path) in problem
+    assert "train_is_noise" in problem
 
 
 def test_cells_that_kept_no_scores_have_curves_alone(make_grid: Any, output: Path) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
+from anomalib_cdd.features import NotFiniteError
 from anomalib_cdd.ranks import SMALLEST_SHARE
 
 from .domains import domain_count
@@ -142,6 +144,37 @@ def check_size(samples: int, batch_size: int, trainer: Trainer, options: Any) ->
         raise ValueError(msg)
 
 
+@contextmanager
+def finite(stage: str, epoch: int, options: Any) -> Iterator[None]:
+    """Say in which stage of which epoch numbers stopped being finite, and what to do.
+
+    Raises:
+        NotFiniteError: In place of another one.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        msg = (
+            f"Training diverged in epoch {epoch} (the first is 0), {stage}: {error}. The last checkpoint is of an "
+            f"epoch before. Try a lower learning_rate (it is {options.learning_rate}), a gradient_clip_val (it is "
+            f"{options.gradient_clip_val}), feature_noise_scale: relative (it is {options.feature_noise_scale}), or "
+            "precision bf16-mixed or 32 where it is 16."
+        )
+        raise NotFiniteError(msg) from error
+
+
+def check_finite(**values: Tensor) -> None:
+    """Refuse what is not finite.
+
+    Raises:
+        NotFiniteError: Naming the first such value.
+    """
+    for name, value in values.items():
+        if not value.isfinite().all():
+            msg = f"{name} is {value.item()}" if value.numel() == 1 else f"{name} is not finite"
+            raise NotFiniteError(msg)
+
+
 def check_checkpoint(checkpoint: dict[str, Any], model: "Cdd") -> None:
     """Refuse the checkpoint of another model.
 
@@ -179,7 +212,13 @@ def readable_checkpoint(path: str | Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         msg = f"Checkpoint {path} is damaged, or holds more than plain data and is not loaded: it could run code."
         raise ValueError(msg) from error
-    except (TypeError, KeyError, RuntimeError, EOFError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        msg = f"Checkpoint {path} is not of a Cdd model ({type(error).__name__}: {reason})."
+    except ValueError as error:
+        msg = f"Checkpoint {path}: {_first_line(error)}"
         raise ValueError(msg) from error
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        msg = f"Checkpoint {path} is not of a Cdd model ({type(error).__name__}: {_first_line(error)})."
+        raise ValueError(msg) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:400]

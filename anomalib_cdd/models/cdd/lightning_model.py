@@ -31,7 +31,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 from anomalib_cdd.audit import TrainingAudit
 from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalisation
 from anomalib_cdd.post_processing import LabelFreePostProcessor
-from anomalib_cdd.ranks import Ranks, use_one_results_folder
+from anomalib_cdd.ranks import Ranks, gradients, use_one_results_folder
 from anomalib_cdd.visualization import UncroppedVisualizer
 
 from . import checks
@@ -204,7 +204,8 @@ class Cdd(AnomalibModule):
         sigma, relative = 0.0 if warm_up else options.feature_noise, options.feature_noise_scale == "relative"
 
         # lines 6 to 9: confidence by the previous student, domains around the confident images
-        data.recall(previous, needed=across or bool(confident))
+        with checks.finite("the previous student's recall", e, options):
+            data.recall(previous, needed=across or bool(confident))
         domains = partition(data.confidence, confident, count, generator, shared=options.confidence_guidance)
         parts = [
             passes(domains.domain(k), size, generator, options.domain_passes) for k in range(count if across else 0)
@@ -218,7 +219,7 @@ class Cdd(AnomalibModule):
         self._log_epoch(K=count, r=confident / len(data), regularization=weight, confident=confident)
 
         # lines 10 to 17: a student for each domain, forked from the previous one (Eq. 15)
-        students, team = [], Ranks() if options.domain_parallel else ranks
+        students = []
         for k, part in enumerate(parts):
             student, optimizer = self._fork(k)
             for indices, teacher in zip(part, data.teacher(part), strict=True):
@@ -226,16 +227,19 @@ class Cdd(AnomalibModule):
                 loss = distance(teacher, output)
                 if weight > 0:
                     loss = loss + weight * distance(data.recalled(indices, teacher), output)
-                self._update(student, optimizer, loss, "domain", team)
+                self._update(optimizer, loss, "domain")
                 yield
             students.append(student.eval())
         yield from repeat(None, domain_steps - sum(map(len, parts)))
-        if options.domain_parallel:
-            for k, student in enumerate(students):
+        for k, student in enumerate(students):
+            if options.domain_parallel:
                 ranks.copy(student.state_dict().values(), owner=k)
+            else:
+                ranks.average_statistics(student)
 
         # lines 18 to 26: the other domains' students say what is normal in each image (Eq. 17 to 20)
-        targets = data.targets(students, visits, options.selection) if across else None
+        with checks.finite("the pseudo-normal targets", e, options):
+            targets = data.targets(students, visits, options.selection) if across else None
         for batch, teacher in zip(visit_batches, data.teacher([visit[:, 0] for visit in visit_batches]), strict=True):
             output = global_student(list(map(ranks.share, perturb(teacher, sigma, generator, relative))))
             own, target = ranks.share(batch), list(map(ranks.share, teacher))
@@ -243,14 +247,14 @@ class Cdd(AnomalibModule):
                 loss = distance(target, output)
             else:
                 loss = target_distance(targets(own, target), output, options.selection)
-            self._update(global_student, global_optimizer, loss, "global", ranks)
+            self._update(global_optimizer, loss, "global")
             yield
 
         # lines 27 to 29: confident images straight from the teacher (Eq. 21)
         for teacher in data.teacher(confident_batches):
-            loss = distance(teacher, global_student(teacher))
-            self._update(global_student, global_optimizer, loss, "confident", ranks)
+            self._update(global_optimizer, distance(teacher, global_student(teacher)), "confident")
             yield
+        ranks.average_statistics(global_student)
 
     def _share_of_domains(self, parts: list[list[Tensor]]) -> tuple[list[list[Tensor]], int]:
         """Return what this rank trains domain students on, and the steps of the rank that takes most.
@@ -275,13 +279,14 @@ class Cdd(AnomalibModule):
             optimizer.optimizer.load_state_dict(copy.deepcopy(self._optimizers()[0].optimizer.state_dict()))
         return student, optimizer
 
-    def _update(self, student: Student, optimizer: LightningOptimizer, loss: Tensor, stage: str, ranks: Ranks) -> None:
+    def _update(self, optimizer: LightningOptimizer, loss: Tensor, stage: str) -> None:
         """Take one optimiser step, with all ranks that have a share of the batch, and log the stage's loss."""
+        with checks.finite(f"stage {stage}", self.current_epoch, self.options):
+            checks.check_finite(loss=loss.detach())
         optimizer.zero_grad()
         self.manual_backward(loss)
-        gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
-        statistics = [buffer for buffer in student.buffers() if buffer.is_floating_point()]
-        ranks.average([*gradients, *statistics, loss])
+        if stage != "domain" or not self.options.domain_parallel:
+            self._ranks.average([loss, *gradients(optimizer)])
         optimizer.step()
         self.log(
             f"train_loss_{stage}",
@@ -325,6 +330,10 @@ class Cdd(AnomalibModule):
             self._steps_done += 1
 
     def _remember_epoch(self) -> None:
+        # a checkpoint may follow: none is written of what a last step has spoilt
+        with checks.finite("after its last step", self.current_epoch, self.options):
+            state = self.model.student.state_dict()
+            checks.check_finite(**{f"the global student's {name}": value for name, value in state.items()})
         data = self.training_set
         if self.training_history is None or self.training_history.image_paths != data.image_paths:
             self.training_history = TrainingHistory(data.image_paths)
@@ -387,6 +396,10 @@ class Cdd(AnomalibModule):
         if stage == "fit":
             checks.check_trainer(self.trainer, self.options, overridden="configure_optimizers" in vars(self))
             use_one_results_folder(self.trainer)
+        # not before: it imports anomalib's engine
+        from anomalib_cdd.checkpoints import guard_checkpoints
+
+        guard_checkpoints(self.trainer)
 
     def on_fit_start(self) -> None:
         """Read the training set."""

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from anomalib_cdd.features import (
     FeatureBudget,
     FeatureCache,
+    NotFiniteError,
     TeacherFeatures,
     is_deterministic,
     placeholder_loader,
@@ -110,6 +111,9 @@ class TrainingSet:
         Args:
             previous: S_prev, frozen.
             needed: Whether anything will be asked of it in this epoch.
+
+        Raises:
+            NotFiniteError: If what it says is not finite.
         """
         self._forget()
         self._previous = previous
@@ -129,6 +133,9 @@ class TrainingSet:
             if self._recalled is not None:
                 self._recalled.write(indices, output)
         self.confidence = self._ranks.sum(self.confidence)
+        if not self.confidence.isfinite().all():
+            msg = "confidence is not finite"
+            raise NotFiniteError(msg)
 
     @torch.no_grad()
     def recalled(self, indices: Tensor, teacher: Levels) -> Levels:
@@ -222,10 +229,7 @@ class TrainingSet:
     @property
     def image_paths(self) -> list[str]:
         """Paths of the images, or their numbers where the data set does not tell."""
-        samples: Any = getattr(self.features.dataset, "samples", ())
-        return [
-            str(path) for path in (samples["image_path"] if "image_path" in samples else range(self.features.images))
-        ]
+        return self.features.image_paths
 
     def image_confidence(self) -> Tensor:
         """Return each image's confidence in this epoch, of its tiles the lowest, shape (images,); NaN if not asked."""

@@ -61,7 +61,7 @@ def train(devices: int, root: Path, output: Path, case: dict[str, Any]) -> None:
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         max_epochs=case.get("epochs", 2),
-        default_root_dir=output / case["name"],
+        default_root_dir=output / case["name"] / case.get("folder_of_rank", {}).get(os.environ.get("LOCAL_RANK"), ""),
         callbacks=callbacks,
         **quiet,
     )

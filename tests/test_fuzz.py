@@ -1,0 +1,283 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever is in a file, it is read, or refused in one line that names it: 1,000 seeded cases.
+
+The exceptions are those that the readers document; a KeyError or a library's own says nothing to whoever has the file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mutations import BYTES, TEXT, mutate
+from PIL import Image
+
+from anomalib_cdd import Cdd
+from anomalib_cdd.components import ConfigError
+from anomalib_cdd.data import FolderNoisy
+from anomalib_cdd.data.elpv import make_elpv_dataset
+from anomalib_cdd.data.manifest import read_exclude_list, read_manifest
+from anomalib_cdd.fuad import grid, scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# as they are: a UnicodeDecodeError or a JSONDecodeError is a ValueError too, and says little
+DOCUMENTED = {ValueError, OSError, FileNotFoundError, ConfigError}
+
+
+def what_is_wrong(error: Exception, path: Path) -> str:
+    """Say why this is no error to show; empty if it is one."""
+    if type(error) not in DOCUMENTED:
+        return "not documented"
+    text = str(error)
+    return "not named" if str(path) not in text else "not one line" if "\n" in text or len(text) > 1000 else ""
+
+
+def fuzz(
+    path: Path, contents: Iterator[bytes], read: Callable[[], Any], is_result: Callable[[Any], bool]
+) -> dict[str, int]:
+    """Read each content; return how many were read and how many refused."""
+    counts = {"read": 0, "refused": 0}
+    for number, content in enumerate(contents):
+        path.write_bytes(content)
+        case = f"case {number}: {content[:200]!r}"
+        try:
+            result = read()
+        except Exception as error:
+            if what_is_wrong(error, path):
+                msg = f"{case}: {what_is_wrong(error, path)}: {error!r}"
+                raise AssertionError(msg) from error
+            counts["refused"] += 1
+        else:
+            assert is_result(result), f"{case}: {result!r}"
+            counts["read"] += 1
+    return counts
+
+
+def mutated(content: bytes, count: int, kinds: Any, seed: int) -> Iterator[bytes]:
+    rng = random.Random(seed)
+    return (mutate(content, rng, kinds) for _ in range(count))
+
+
+# --- images
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def images() -> Iterator[bytes]:
+    """Valid ones of every kind, each damaged in many ways."""
+    rng = np.random.default_rng(0)
+    grey = Image.fromarray(rng.integers(0, 255, (24, 40), dtype=np.uint8))
+    colour = Image.fromarray(rng.integers(0, 255, (24, 40, 3), dtype=np.uint8))
+    deep = Image.fromarray(rng.integers(0, 65535, (24, 40), dtype=np.uint16))
+    valid = [
+        *(encoded(grey.convert(mode), "PNG") for mode in ("L", "1", "P", "LA")),
+        *(encoded(colour.convert(mode), "PNG") for mode in ("RGB", "RGBA", "P")),
+        *(encoded(colour.convert(mode), kind) for mode in ("RGB", "CMYK") for kind in ("JPEG", "TIFF")),
+        *(encoded(colour, kind) for kind in ("BMP", "GIF", "WEBP", "PPM", "ICO")),
+        *(encoded(deep, kind) for kind in ("PNG", "TIFF")),
+        encoded(Image.fromarray(rng.random((24, 40)).astype(np.float32)), "TIFF"),
+        *(encoded(Image.new("RGB", size), "PNG") for size in ((1, 1), (20_000, 1), (1, 20_000))),
+    ]
+    yield from valid
+    source = random.Random(1)
+    while True:
+        yield mutate(source.choice(valid), source, BYTES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> FolderNoisy:
+    """A folder of one's own with three images."""
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 24), "grey").save(tmp_path / "parts" / name)
+    options = {"noise_ratio": 0, "test_split_mode": "none", "val_split_mode": "none", "num_workers": 0}
+    return FolderNoisy(name="parts", root=tmp_path / "parts", normal_dir=".", **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images(folder: FolderNoisy, tmp_path: Path) -> None:
+    folder.setup()
+    source = images()
+    counts = fuzz(
+        tmp_path / "parts" / "b.png",
+        (next(source) for _ in range(400)),
+        lambda: folder.train_data[1].image,
+        lambda image: image.shape[0] == 3 and image.dtype == torch.float32 and 0 <= image.min() <= image.max() <= 1,
+    )
+    assert min(counts.values()) > 50
+
+
+@pytest.mark.parametrize("kind", ["folder", "loop", "dangling", "text"])
+def test_what_only_looks_like_an_image_by_its_name(folder: FolderNoisy, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "parts" / "d.png"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("no image")
+    else:
+        path.symlink_to(path if kind == "loop" else tmp_path / "nowhere.png")
+
+    def read() -> int:
+        folder.setup()
+        return len([item.image for item in folder.train_data])
+
+    if kind == "folder":
+        assert read() == 3
+        return
+    with pytest.raises((ValueError, OSError)) as raised:
+        read()
+    assert what_is_wrong(raised.value, path) == ""
+
+
+# --- tables
+
+
+MANIFEST = b'image_path,is_noise\ngood/000.png,0\ngood/001.png,0\n"odd, name.png",1\ngood/003.png,1\n'
+
+
+def test_manifests(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.csv"
+    counts = fuzz(
+        path,
+        mutated(MANIFEST, 200, TEXT, 2),
+        lambda: read_manifest(path),
+        lambda split: all(isinstance(name, str) and isinstance(flag, bool) for name, flag in split.items()),
+    )
+    assert min(counts.values()) > 5
+
+
+def test_exclude_lists(tmp_path: Path) -> None:
+    path = tmp_path / "exclude.csv"
+    counts = fuzz(
+        path,
+        mutated(MANIFEST, 150, TEXT, 3),
+        lambda: read_exclude_list(path),
+        lambda names: all(isinstance(name, str) for name in names),
+    )
+    assert min(counts.values()) > 20
+
+
+def test_labels_of_solar_cells(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    rows = [f"images/cell{number:04}.png  {number % 2}.0  mono" for number in range(8)]
+    content = "\n".join([*rows, "images/cell0008.png  0.3333333333333333  poly", ""]).encode()
+
+    def is_table(samples: pd.DataFrame) -> bool:
+        return samples["image_path"].map(lambda name: isinstance(name, str) and str(tmp_path) in name).all()
+
+    kinds = (*TEXT, lambda text, rng: text.replace(b"mono", rng.choice([b"", b"mono mono", b"poly", b"\xff"])))
+    counts = fuzz(path, mutated(content, 80, kinds, 4), lambda: make_elpv_dataset(tmp_path), is_table)
+    assert min(counts.values()) > 10
+
+
+# --- the grid's cells
+
+
+def test_records_of_cells(tmp_path: Path) -> None:
+    parts = {"data": {"class_path": "some.Data", "init_args": {}}, "model": {"class_path": "some.Cdd", "init_args": {}}}
+    cell = grid.Cell("tiles", 0.1, "cdd", 0, {**parts, "trainer": {}})
+    folder = tmp_path / "out" / "cells"
+    folder.mkdir(parents=True)
+    record = {"key": cell.key, "wall_seconds": 3.5, "environment": {"torch": "2"}, "config": cell.config}
+    record |= {"status": "done", "measures": {"image_AUROC": 0.5, "noise_AP": None}, "fit_seconds": 2.0}
+    content = json.dumps(record, indent=1).encode()
+    words = (b"null", b"[]", b"{}", b"NaN", b"1e999", b'"x"', b"true")
+
+    def value(text: bytes, rng: random.Random) -> bytes:
+        changed = json.loads(text) if text == content else {}
+        if changed:
+            changed[rng.choice(list(changed))] = json.loads(rng.choice(words))
+        return json.dumps(changed).encode()
+
+    def is_record(read: dict[str, Any]) -> bool:
+        grid._write_results(tmp_path / "out", [cell], [read])
+        return len(pd.read_csv(tmp_path / "out" / "results.csv")) == 1
+
+    path = folder / f"{cell.key}.json"
+    counts = fuzz(
+        path, mutated(content, 90, (*BYTES, value, value), 5), lambda: grid._read_record(folder, cell), is_record
+    )
+    assert min(counts.values()) > 2
+
+
+def test_scores_of_cells(tmp_path: Path) -> None:
+    path = tmp_path / "cell.npz"
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train_scores": rng.random(20),
+        "test_scores": rng.random(30),
+        "test_labels": np.arange(30) % 2,
+        "test_injected": np.arange(30) > 27,
+        "pixel_edges": np.linspace(0, 1, 5),
+        "pixels_normal": np.array([9, 3, 1, 0]),
+        "pixels_anomalous": np.array([0, 1, 3, 9]),
+        "calibration_pixels": rng.random(50),
+    }
+    scores.save(path, arrays)
+    content = path.read_bytes()
+    strange = [np.array(["a"]), np.zeros((2, 2, 2)), np.array([]), np.array(3.0), np.full(30, np.nan), np.arange(7)]
+
+    def cases() -> Iterator[bytes]:
+        yield from mutated(content, 60, BYTES, 6)
+        source = random.Random(7)
+        for number in range(50):
+            names = list(arrays)
+            name = names[number % len(names)]
+            changed = {**arrays, name: source.choice(strange)} if number % 3 else {**arrays}
+            changed = changed if number % 3 else {key: value for key, value in changed.items() if key != name}
+            file = io.BytesIO()
+            np.savez(file, **changed)
+            yield file.getvalue()
+
+    def read() -> Any:
+        return scores.threshold_measures(scores.load(path))
+
+    counts = fuzz(path, cases(), read, lambda measures: all(isinstance(value, float) for value in measures.values()))
+    assert min(counts.values()) > 10
+
+
+# --- checkpoints
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    model = Cdd(backbone="test_resnet", pre_trained=False, student_width=8, visualizer=False, audit=False)
+    plain = {"state_dict": model.state_dict(), "hyper_parameters": {"backbone": "test_resnet", "student_width": 8}}
+    plain |= {"pytorch-lightning_version": "2.6.0", "epoch": 1, "global_step": 3}
+    torch.save(plain, path)
+    content = path.read_bytes()
+
+    def cases() -> Iterator[bytes]:
+        yield from mutated(content, 30, BYTES, 8)
+        for key in plain:
+            for value in (None, [], {"a": 1}, "text"):
+                file = io.BytesIO()
+                torch.save({**plain, key: value}, file)
+                yield file.getvalue()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for name in archive.namelist()[:10]:
+                file = io.BytesIO()
+                with zipfile.ZipFile(file, "w") as other:
+                    for kept in archive.namelist():
+                        if kept != name:
+                            other.writestr(kept, archive.read(kept))
+                yield file.getvalue()
+
+    options = {"visualizer": False, "audit": False}
+    counts = fuzz(path, cases(), lambda: Cdd.load_from_checkpoint(path, **options), lambda read: isinstance(read, Cdd))
+    assert counts["refused"] > 10
