@@ -34,9 +34,13 @@ def write_manifest(path: str | Path, split: Mapping[str, bool]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((name, int(split[name])) for name in sorted(split))
+        plain, quoted = (
+            csv.writer(file, lineterminator="\n", quoting=kind) for kind in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+        )
+        plain.writerow(COLUMNS)
+        for name in sorted(split):
+            # a carriage return of its own is not quoted by itself, and ends a row for whoever reads
+            (quoted if "\r" in name else plain).writerow((name, int(split[name])))
     draft.replace(path)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, "NDArray[Any]"]
 
-# arrays of numbers that have one length
+# arrays of numbers that have one shape
 TOGETHER = [
     ("test_scores", "test_labels", "test_injected"),
     ("train_scores", "train_suspicion", "train_is_noise"),
@@ -194,9 +194,7 @@ def load(path: Path) -> Arrays | None:
         raise ValueError(msg) from error
     for together in TOGETHER:
         sizes = {name: arrays[name].shape for name in together if name in arrays}
-        wrong = [
-            name for name, shape in sizes.items() if len(shape) != 1 or not shape[0] or _is_unordered(arrays[name])
-        ]
+        wrong = [name for name in sizes if not _are_numbers(arrays[name])]
         if wrong or len({*sizes.values()}) > 1:
             msg = f"{path} is not of a cell: {wrong[0] if wrong else ', '.join(sizes)} cannot be what a cell keeps"
             raise ValueError(msg)
@@ -208,5 +206,5 @@ def load(path: Path) -> Arrays | None:
     return arrays
 
 
-def _is_unordered(values: NDArray[Any]) -> bool:
-    return values.dtype.kind not in "biuf" or not np.isfinite(values).all()
+def _are_numbers(values: NDArray[Any]) -> bool:
+    return values.ndim > 0 and values.size > 0 and values.dtype.kind in "biuf" and bool(np.isfinite(values).all())

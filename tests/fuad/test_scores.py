@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a threshold without labels is worth, by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from anomalib_cdd.fuad.scores import threshold_measures
+from anomalib_cdd.fuad.scores import load, threshold_measures
 from anomalib_cdd.measures import f1
 from anomalib_cdd.post_processing import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE
 from anomalib_cdd.thresholds import label_free_threshold
@@ -40,3 +42,9 @@ def test_measures_of_thresholds_by_hand() -> None:
     # a histogram knows thresholds to a bin
     assert measures["pixel_F1_ratio"] == pytest.approx(f1(pixels["anomalous"], pixels["normal"], cut) / best, abs=0.05)
     assert threshold_measures({"test_scores": normal}) == {}
+
+
+def test_every_published_cell_can_still_be_read() -> None:
+    paths = list((Path(__file__).parents[2] / "experiments").rglob("cells/*.npz"))
+    assert paths
+    assert all(load(path) for path in paths)

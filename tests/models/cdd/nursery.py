@@ -7,6 +7,7 @@ a moment ("the third global step") and some milliseconds later. It leaves ``fina
 """
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -53,7 +54,7 @@ class Nursery:
         )
 
     def start(self, name: str, ckpt: Path | None = None, moment: Moment | None = None, **options: Any) -> None:
-        """Start a training; ``options`` are ``signal``, ``model`` and ``data``."""
+        """Start a training; ``options`` are ``signal`` (or "workers"), ``model`` and ``data``."""
         order = {"name": name, "ckpt": ckpt and str(ckpt), "moment": moment, **options}
         print(json.dumps(order), file=self._process.stdin, flush=True)
 
@@ -88,6 +89,7 @@ def at(moment: Moment, action: Callable[[], None]) -> None:
 
     from anomalib_cdd import Cdd
     from anomalib_cdd.features import FeatureCache
+    from anomalib_cdd.models.cdd import training_set
     from anomalib_cdd.models.cdd.training_set import TrainingSet
 
     seen = 0
@@ -130,6 +132,7 @@ def at(moment: Moment, action: Callable[[], None]) -> None:
             "cache": (FeatureCache, "write"),
             "allocation": (os, "posix_fallocate"),
             "recall": (TrainingSet, "recall"),
+            "recall asks": (training_set, "confidence"),
             "targets": (TrainingSet, "targets"),
             "validation": (Cdd, "validation_step"),
             "checkpoint": (Cdd, "on_save_checkpoint"),
@@ -137,6 +140,17 @@ def at(moment: Moment, action: Callable[[], None]) -> None:
             "end": (Cdd, "on_train_end"),
         }[moment.place]
         before(owner, name)
+
+
+def end(signal: int | str) -> None:
+    """Send this process a signal, or kill what loads its images."""
+    if signal != "workers":
+        os.kill(os.getpid(), signal)
+        return
+    workers = multiprocessing.active_children()
+    print(f"killing {len(workers)} workers", flush=True)
+    for worker in workers:
+        worker.kill()
 
 
 def train(data: str, folder: Path, order: dict[str, Any]) -> None:
@@ -176,7 +190,7 @@ def train(data: str, folder: Path, order: dict[str, Any]) -> None:
         }
     )
     if order["moment"] is not None:
-        at(Moment(*order["moment"]), lambda: os.kill(os.getpid(), order["signal"]))
+        at(Moment(*order["moment"]), lambda: end(order["signal"]))
     results = folder / order["name"]
     engine = Engine(
         max_epochs=EPOCHS,

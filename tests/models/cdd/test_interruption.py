@@ -7,6 +7,7 @@ One thread computes the same bits every time, so that *the same* means equal her
 
 import itertools
 import random
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,23 @@ def test_ctrl_c_in_every_stage_ends_it_soon_and_keeps_the_last_checkpoint(nurser
     life = nursery.live("interrupted-last", ckpt)
     assert life.status == 0, life.output
     assert_same(final(nursery, "interrupted-last"), whole)
+
+
+@pytest.mark.parametrize(
+    ("cache", "place"),
+    [("auto", "cache"), ("off", "recall asks"), ("off", "domain"), ("off", "global"), ("auto", "validation")],
+)
+def test_dead_loader_workers_end_it_soon_with_an_error(nursery: Nursery, cache: str, place: str) -> None:
+    name = f"workers-{cache}-{place}"
+    # eight batches: the workers are at work still
+    options = {"model": {"cache": cache}, "data": {"num_workers": 2, "train_batch_size": 2, "eval_batch_size": 1}}
+    life = nursery.live(name, None, Moment(place, 2 if place == "validation" else 1), signal="workers", **options)
+    # with the cache off the trainer's own loader has two more
+    assert re.search("killing [24] workers", life.output)
+    assert life.status == 3
+    assert life.seconds < SOON
+    assert "RuntimeError: DataLoader worker" in life.output
+    assert not any(nursery.cache.glob("*"))
 
 
 def test_two_trainings_share_a_cache_folder_without_harm(nursery: Nursery, whole: dict) -> None:
