@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 EXTRAS := test$(if $(TORCH),$(comma)$(TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smoke test test-slow check clean
+.PHONY: help demo demo-smoke test test-slow bench check clean
 
 help:
 	@echo "make demo        train CDD on contaminated solar-cell images and show what it found (minutes)"
 	@echo "make test        run every test"
 	@echo "make test-slow   run the tests that take minutes too"
+	@echo "make bench       measure speed against anomalib's models (half an hour; results/bench)"
 	@echo "make check       ruff and mypy"
 	@echo "make demo-smoke  the demo at a tiny size, to see that everything is installed"
 	@echo "make TORCH=cpu ...  choose torch's build: cpu, cu126, cu130, rocm, xpu"
@@ -36,6 +37,9 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python -m tests.benchmarks
 
 check: $(VENV)/installed
 	$(BIN)/ruff check anomalib_cdd tests

@@ -168,7 +168,8 @@ class FeatureCache:
         """
         start = 0
         for level in levels:
-            flat = level.detach().flatten(1).to(self._values.dtype)
+            # channels last, as networks put them out
+            flat = level.detach().permute(0, 2, 3, 1).flatten(1).to(self._values.dtype)
             # a norm is the fastest look at every value
             if not torch.linalg.vector_norm(flat, dtype=torch.float32).isfinite():
                 msg = f"features are not finite in {str(flat.dtype).removeprefix('torch.')}"
@@ -185,7 +186,8 @@ class FeatureCache:
         """Return the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices``."""
         flat = self._values[indices].to(device).to(dtype)
         return [
-            level.view(-1, *shape) for level, shape in zip(flat.split(self._sizes, dim=1), self.shapes, strict=True)
+            level.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+            for level, (channels, height, width) in zip(flat.split(self._sizes, dim=1), self.shapes, strict=True)
         ]
 
     def release(self) -> None:

@@ -15,7 +15,7 @@ SHAPES = [(2, 3, 4), (7, 1, 1)]
 
 
 def filled(value: float, directory: Path) -> FeatureCache:
-    cache = FeatureCache(3, SHAPES, torch.float16, directory=directory)
+    cache = FeatureCache(3, SHAPES, torch.float16, directories=[directory])
     cache.write(torch.arange(3), [torch.full((3, *shape), value) for shape in SHAPES])
     return cache
 

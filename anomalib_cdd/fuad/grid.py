@@ -50,7 +50,7 @@ SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "
 # Options that came after results that are still good: at these values they change nothing and are not hashed.
 WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
     "data": {"exclude": None},
-    "model": {"audit": True, "domain_passes": 1, "domain_parallel": True},
+    "model": {"audit": True, "domain_passes": 1, "domain_parallel": True, "autocast": "off"},
 }
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 

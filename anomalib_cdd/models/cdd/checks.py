@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What CDD refuses, each with the value and the way out: options, trainers, training sets, checkpoints."""
 
+import logging
 import math
 import pickle
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from anomalib_cdd.features import NotFiniteError
+from anomalib_cdd.precision import computes_in_bf16
 from anomalib_cdd.ranks import SMALLEST_SHARE
 
 from .domains import domain_count
@@ -21,11 +23,14 @@ from .domains import domain_count
 if TYPE_CHECKING:
     from .lightning_model import Cdd
 
+logger = logging.getLogger(__name__)
+
 CHOICES = {
     "selection": ("consensual", "next", "all"),
     "feature_noise_scale": ("absolute", "relative"),
     "confident_visits": ("each", "once"),
     "domain_optimizer": ("reset", "keep", "fork"),
+    "autocast": ("auto", "off"),
     "cache": ("auto", "off"),
 }
 
@@ -95,6 +100,13 @@ def check_trainer(trainer: Trainer, options: Any, overridden: bool) -> None:
     if trainer.max_epochs is None or trainer.max_epochs <= 0:
         msg = f"max_epochs is {trainer.max_epochs}: CDD's schedules need to know the end. Set it to 1 or more."
         raise ValueError(msg)
+    if "bf16" in str(trainer.precision) and not computes_in_bf16(trainer.strategy.root_device):
+        logger.warning(
+            "precision is %s and this %s has no bf16 arithmetic: it may take tens of times as long as in 32. "
+            "Cdd(autocast='auto') takes bf16 where it is fast.",
+            trainer.precision,
+            trainer.strategy.root_device.type,
+        )
     if trainer.world_size > 1:
         _check_ranks(trainer, options)
     if trainer.accumulate_grad_batches != 1:

@@ -10,6 +10,7 @@ checkpoints and resume are Lightning's own.
 import copy
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,6 +32,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 from anomalib_cdd.audit import TrainingAudit
 from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalisation
 from anomalib_cdd.post_processing import LabelFreePostProcessor
+from anomalib_cdd.precision import bf16_where_fast
 from anomalib_cdd.ranks import Ranks, gradients, use_one_results_folder
 from anomalib_cdd.visualization import UncroppedVisualizer
 
@@ -98,6 +100,8 @@ class Cdd(AnomalibModule):
         learning_rate: Adam's, for every student.
         gradient_clip_val: Largest norm of a student's gradient; ``None`` does not clip.
         seed: Seed of partitions, orders and noise. With the epoch it fixes them, whatever was drawn before.
+        autocast: ``"auto"`` trains in bf16 where the device computes in it and the trainer asks for no precision of its
+            own; ``"off"`` leaves precision to the trainer.
         cache: ``"auto"`` keeps the teacher's features of the training set, in fp16, unless training augmentations are
             random; ``"off"`` computes them at every pass.
         cache_memory_gb: Memory for features, in GiB; what does not fit goes to disk.
@@ -143,6 +147,7 @@ class Cdd(AnomalibModule):
         learning_rate: float = 0.005,
         gradient_clip_val: float | None = None,
         seed: int = 0,
+        autocast: Literal["auto", "off"] = "off",
         cache: Literal["auto", "off"] = "auto",
         cache_memory_gb: float = 8.0,
         cache_dir: str | None = None,
@@ -322,12 +327,17 @@ class Cdd(AnomalibModule):
         share = (batch_idx + 1) / self.trainer.num_training_batches
         while self.trainer.is_last_batch or self._steps_done < share * self._steps_planned:
             try:
-                next(self._running_epoch[1])
+                with self._autocast():
+                    next(self._running_epoch[1])
             except StopIteration:
                 # now, and not when the epoch ends: a checkpoint after validation comes before that
                 self._remember_epoch()
                 break
             self._steps_done += 1
+
+    def _autocast(self) -> AbstractContextManager:
+        auto = self.options.autocast == "auto" and self.trainer.precision == "32-true"
+        return bf16_where_fast(self.device) if auto else nullcontext()
 
     def _remember_epoch(self) -> None:
         # a checkpoint may follow: none is written of what a last step has spoilt

@@ -29,7 +29,9 @@ class _Cosine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, target: Tensor, output: Tensor) -> Tensor:  # autograd's context
         """Return the cosine of each image, shape ``(B,)``."""
-        flat_target, flat_output = target.flatten(1).float(), output.flatten(1).float()
+        if _is_channels_last(output):
+            target = target.contiguous(memory_format=torch.channels_last)
+        flat_target, flat_output = _flat(target, output).float(), _flat(output, output).float()
         squared = flat_output.norm(dim=1).square()
         norms = flat_target.norm(dim=1) * squared.sqrt()
         inverse = 1 / norms.clamp_min(EPSILON)
@@ -48,6 +50,15 @@ class _Cosine(torch.autograd.Function):
             output,
             (-gradient * ratio).view(per_image).to(output.dtype),
         )
+
+
+def _is_channels_last(level: Tensor) -> bool:
+    return level.ndim == 4 and level.is_contiguous(memory_format=torch.channels_last)
+
+
+def _flat(level: Tensor, like: Tensor) -> Tensor:
+    """Flatten each image's values as ``like`` lies in memory: a cosine does not mind, and a copy costs."""
+    return level.permute(0, 2, 3, 1).flatten(1) if _is_channels_last(like) else level.flatten(1)
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:

@@ -84,7 +84,9 @@ def test_trainers_that_would_train_something_else(
 def test_several_devices_that_would_train_something_else(
     make_model: Model, nodes: int, options: dict[str, Any], message: str
 ) -> None:
-    trainer = SimpleNamespace(strategy=DDPStrategy(), num_nodes=nodes, world_size=2, max_steps=-1, max_epochs=2)
+    trainer = SimpleNamespace(
+        strategy=DDPStrategy(), precision="32-true", num_nodes=nodes, world_size=2, max_steps=-1, max_epochs=2
+    )
     with pytest.raises(ValueError, match=message):
         check_trainer(trainer, make_model(**options).options, overridden=False)  # type: ignore[arg-type]
 

@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Resize
 from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.backbones import PYPI_TEACHER
 from anomalib_cdd.features import FeatureCache, TeacherFeatures
+from anomalib_cdd.models.cdd.loss import distance
 
 # OpenVINO computes in bf16 where the processor can
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -582,3 +583,48 @@ def test_default_pre_processor_is_the_papers_with_the_teachers_normalisation(bac
     assert list(steps[-1].mean) == mean
     model = Cdd(backbone=PYPI_TEACHER, visualizer=False)
     assert torch.allclose(model.pre_processor.transform(torch.full((1, 3, 300, 500), 0.75)), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(
+    ("autocast", "fast", "precision", "expected"),
+    [
+        ("auto", True, "32-true", torch.bfloat16),
+        ("auto", False, "32-true", torch.float32),
+        ("off", True, "32-true", torch.float32),
+        ("auto", True, "64-true", torch.float64),
+    ],
+)
+def test_autocast_takes_bf16_where_it_is_fast_and_nobody_chose(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+    autocast: str,
+    fast: bool,
+    precision: str,
+    expected: torch.dtype,
+) -> None:
+    monkeypatch.setattr("anomalib_cdd.precision.computes_in_bf16", lambda device: fast)
+    model = make_model(autocast=autocast)
+    seen = set()
+    model.model.student.register_forward_hook(
+        lambda student, _, levels: seen.add(levels[0].dtype) if student.training else None
+    )
+    make_engine(1, precision=precision).fit(model, datamodule=make_data())
+    assert seen == {expected}
+    assert model.model.student.bottleneck.squeeze[0][0].weight.dtype != torch.bfloat16
+
+
+def test_a_loss_and_its_gradient_do_not_depend_on_how_levels_lie_in_memory() -> None:
+    torch.manual_seed(0)
+    target, output = torch.rand(3, 5, 4, 6), torch.rand(3, 5, 4, 6)
+    ends = []
+    for ours in (torch.contiguous_format, torch.channels_last):
+        for theirs in (torch.contiguous_format, torch.channels_last):
+            level = output.contiguous(memory_format=ours).clone().requires_grad_()
+            loss = distance([target.contiguous(memory_format=theirs)], [level])
+            loss.backward()
+            ends.append((loss.detach(), level.grad))
+    for loss, gradient in ends[1:]:
+        assert torch.allclose(loss, ends[0][0])
+        assert torch.allclose(gradient, ends[0][1], atol=1e-7)

@@ -83,7 +83,8 @@ def test_a_last_step_that_spoils_the_weights_is_not_saved(
     def spoilt(model: Cdd) -> None:
         if model.current_epoch == SPOILT_EPOCH:
             with torch.no_grad():
-                next(model.model.student.parameters()).view(-1)[0] = torch.nan
+                parameter = next(model.model.student.parameters())
+                parameter[(0,) * parameter.ndim] = torch.nan
         remember(model)
 
     monkeypatch.setattr(Cdd, "_remember_epoch", spoilt)

@@ -1,0 +1,298 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: one function a row."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from anomalib.callbacks import ModelCheckpoint
+from anomalib.engine import Engine
+from anomalib.models import Padim, Patchcore, ReverseDistillation
+from lightning.pytorch import Callback
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from PIL import Image
+
+from anomalib_cdd import Cdd, FolderNoisy
+from anomalib_cdd.features import FeatureBudget, TeacherFeatures
+from anomalib_cdd.models.cdd.students import Student
+from anomalib_cdd.models.cdd.training_set import extract
+
+from .measuring import Comparison, alternate, clock
+
+EPOCHS = 100
+POINTS = (10, 40, 60, 90)  # of EPOCHS: e/E = .1, .4, .6, .9
+WRN50 = {"backbone": "wide_resnet50_2.tv_in1k"}
+LITE0 = {"backbone": "efficientnet_lite0_pypi", "feature_noise_scale": "relative"}
+SWITCHES_OFF: dict[str, Any] = {
+    "domain_construction": False,
+    "confidence_guidance": False,
+    "pseudo_normal": False,
+    "confident_distillation": False,
+    "regularization": 0.0,
+    "feature_noise": 0.0,
+}
+QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+# Patchcore's bank for 200 images of 784 patches, a tenth of them kept
+BANK = (15_680, 1_536)
+
+
+class Setting(NamedTuple):
+    """How much is measured: rounds, torch's threads (0 for its own choice), whether sizes are tiny."""
+
+    repeats: int
+    threads: int
+    quick: bool
+
+    @property
+    def side(self) -> int:
+        """Side of an image."""
+        return 64 if self.quick else 224
+
+
+class EpochClock(Callback):
+    """Takes the seconds of each epoch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+def make_images(folder: Path, count: int, side: int) -> FolderNoisy:
+    """Write images of noise and return them as a training set, in batches of 16."""
+    rng = np.random.default_rng(0)
+    (folder / "good").mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "good" / f"{number:04}.png")
+    options: dict[str, Any] = {"test_split_mode": "none", "val_split_mode": "none", "num_workers": 0}
+    return FolderNoisy(
+        name="noise", root=folder, normal_dir="good", noise_ratio=0, train_batch_size=min(16, count), **options
+    )
+
+
+def cdd(setting: Setting, teacher: dict[str, Any], **options: Any) -> Cdd:
+    """Return an untrained model for images as they are made."""
+    plain: dict[str, Any] = {"pre_trained": False, "audit": False, "evaluator": False, "visualizer": False}
+    pre_processor = Cdd.configure_pre_processor((setting.side, setting.side), (setting.side, setting.side))
+    return Cdd(**plain, **teacher, pre_processor=pre_processor, post_processor=False, **options)
+
+
+def epoch_seconds(
+    model: Any, data: Any, folder: Path, points: tuple[int, ...] = POINTS, callbacks: tuple[Callback, ...] = ()
+) -> list[float]:
+    """Train an epoch of warm-up and one at each point of the schedule, in Lightning's own loop; time the latter."""
+    if isinstance(model, Cdd):
+        epoch, at = model.epoch, (points[0], *points)
+        model.epoch = lambda e, epochs: epoch(at[e], EPOCHS)  # type: ignore[method-assign]
+    timer = EpochClock()
+    callbacks = (timer, ModelCheckpoint(save_top_k=0), *callbacks)
+    options: dict[str, Any] = {**QUIET, "accelerator": "cpu", "devices": 1, "callbacks": list(callbacks)}
+    engine = Engine(max_epochs=len(points) + 1, default_root_dir=folder, **options)
+    engine.fit(model, datamodule=data)
+    return timer.seconds[1:]
+
+
+def _compare_epochs(
+    setting: Setting, folder: Path, what: str, count: int, ours: Callable[[], Any], rival: Callable[[], Any], aim: float
+) -> list[Comparison]:
+    data = make_images(folder, count, setting.side)
+    rounds = [[epoch_seconds(side(), data, folder) for side in (ours, rival)] for _ in range(setting.repeats)]
+    note = f"{count} images of {setting.side} pixels, features cached before, batch {min(16, count)}"
+    rivals = [sum(theirs) / len(theirs) for _, theirs in rounds]
+    comparisons = [
+        Comparison(f"{what}, e/E = {point / EPOCHS:g}", [mine[i] for mine, _ in rounds], rivals)
+        for i, point in enumerate(POINTS)
+    ]
+    means = [sum(mine) / len(mine) for mine, _ in rounds]
+    return [*comparisons, Comparison(f"{what}, mean over the schedule", means, rivals, aim=aim, note=note)]
+
+
+def epoch_wrn50(setting: Setting, folder: Path) -> list[Comparison]:
+    """An epoch of CDD against one of anomalib's ReverseDistillation, WRN50, fp32."""
+    teacher = {"backbone": "resnet18"} if setting.quick else WRN50
+
+    def rival() -> ReverseDistillation:
+        pre_processor = Cdd.configure_pre_processor((setting.side, setting.side), (setting.side, setting.side))
+        backbone = teacher["backbone"].split(".")[0]
+        return ReverseDistillation(
+            backbone=backbone, pre_trained=False, pre_processor=pre_processor, post_processor=False, evaluator=False,
+            visualizer=False,
+        )  # fmt: skip
+
+    return _compare_epochs(
+        setting, folder, "CDD / RD", 8 if setting.quick else 16, lambda: cdd(setting, teacher), rival, 3.6
+    )
+
+
+def epoch_lite0(setting: Setting, folder: Path) -> list[Comparison]:
+    """An epoch of CDD against one with every switch off, Lite0, fp32."""
+    count = 8 if setting.quick else 64
+    return _compare_epochs(
+        setting, folder, "CDD / switches off", count, lambda: cdd(setting, LITE0),
+        lambda: cdd(setting, LITE0, **SWITCHES_OFF), 3.6,
+    )  # fmt: skip
+
+
+def inference(setting: Setting, folder: Path) -> list[Comparison]:
+    """Inference at batch 1 and 32 against anomalib's models, and by OpenVINO."""
+    import openvino
+    from anomalib.deploy import ExportType
+
+    backbone = "resnet18" if setting.quick else "wide_resnet50_2"
+    pre_processor = Cdd.configure_pre_processor((setting.side, setting.side), (setting.side, setting.side))
+    plain: dict[str, Any] = {"pre_processor": pre_processor, "evaluator": False, "visualizer": False}
+    ours = cdd(setting, {"backbone": backbone}).eval()
+    patchcore = Patchcore(backbone=backbone, pre_trained=False, **plain).eval()
+    bank = (100, BANK[1] if not setting.quick else 384)
+    patchcore.model.memory_bank = torch.rand(*(bank if setting.quick else BANK))
+    padim = Padim(pre_trained=False, **plain).eval()
+    patches, channels = (setting.side // 4) ** 2, padim.model.n_features
+    padim.model.gaussian.mean = torch.rand(channels, patches)
+    padim.model.gaussian.inv_covariance = torch.eye(channels).expand(patches, -1, -1).contiguous()
+    rivals = {
+        "ReverseDistillation": (ReverseDistillation(backbone=backbone, pre_trained=False, **plain).eval(), 0.9),
+        "Patchcore": (patchcore, None),
+        "Padim": (padim, None),
+    }
+    comparisons = []
+    for batch in (1, 2 if setting.quick else 32):
+        images = torch.rand(batch, 3, setting.side, setting.side)
+        for name, (rival, aim) in rivals.items():
+            with torch.no_grad():
+                times = alternate(lambda m=ours, x=images: m(x), lambda m=rival, x=images: m(x), setting.repeats)
+            comparisons.append(
+                Comparison(f"batch {batch}: Cdd / {name}, Lightning", *times, aim=aim if batch == 1 else None)
+            )
+    exported = ours.to_openvino(folder, input_size=(setting.side, setting.side))
+    compiled = openvino.Core().compile_model(str(exported), "CPU")
+    image = torch.rand(1, 3, setting.side, setting.side)
+    reverse = rivals["ReverseDistillation"][0]
+    with torch.no_grad():
+        times = alternate(lambda: compiled(image.numpy()), lambda: reverse(image), setting.repeats)
+        note = f"{ExportType.OPENVINO.value}, its own choice of precision"
+        comparisons.append(
+            Comparison("batch 1: Cdd OpenVINO / ReverseDistillation Lightning", *times, aim=0.5, note=note)
+        )
+        times = alternate(lambda: reverse(image), lambda: patchcore(image), setting.repeats)
+    return [*comparisons, Comparison("batch 1: ReverseDistillation / Patchcore, Lightning", *times, aim=0.33)]
+
+
+def memory(setting: Setting, folder: Path) -> list[Comparison]:
+    """Memory for each cached training image, in memory and on disk."""
+    teacher = {"backbone": "resnet18"} if setting.quick else WRN50
+    count = 8 if setting.quick else 32
+    data = make_images(folder, count, setting.side)
+    data.setup()
+    model = cdd(setting, teacher)
+    comparisons = []
+    for place, memory_gb, aim in (("in memory", 8.0, 2.9), ("on disk", 0.0, None)):
+        features = TeacherFeatures(data.train_dataloader(), lambda batch: extract(model, batch), torch.device("cpu"))
+        before = _own_memory()
+        features.fill(FeatureBudget(memory_gb, folder))
+        taken = (_own_memory() - before) / count / 1e6
+        assert features.cache is not None
+        size = features.cache.size / count / 1e6
+        comparisons += [
+            Comparison(f"cache {place}: growth of the process an image", [taken], unit="MB", note=f"{count} images"),
+            Comparison(f"cache {place}: the cache itself an image", [size], [1.0], aim=aim, unit="MB"),
+        ]
+        features.cache.release()
+    return comparisons
+
+
+def _own_memory() -> float:
+    """Return the bytes of memory that are the process's own, mapped files apart."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def start_up(setting: Setting, folder: Path) -> list[Comparison]:
+    """From the command to a printed configuration, against Padim."""
+
+    def run(model: str) -> None:
+        code = "from anomalib.cli.cli import main; main()"
+        command = [sys.executable, "-c", code, "train", "--model", model, "--data", "MVTecAD", "--print_config"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    times = alternate(lambda: run("anomalib_cdd.Cdd"), lambda: run("Padim"), setting.repeats)
+    over = [ours - rival for ours, rival in zip(*times, strict=True)]
+    return [
+        Comparison("Cdd / Padim", *times),
+        Comparison("Cdd - Padim, aim 0.5 s", over, [1.0] * len(over), aim=0.5),
+    ]
+
+
+def linear(setting: Setting, folder: Path) -> list[Comparison]:
+    """An epoch of twice as many images, Lite0."""
+    count = 8 if setting.quick else 32
+    twice, once = [], []
+    many, few = (make_images(folder / str(n), n, setting.side) for n in (2 * count, count))
+    for _ in range(setting.repeats):
+        twice.append(sum(epoch_seconds(cdd(setting, LITE0), many, folder)))
+        once.append(sum(epoch_seconds(cdd(setting, LITE0), few, folder)))
+    return [Comparison(f"{2 * count} images / {count}", twice, once, aim=2.1)]
+
+
+def overhead(setting: Setting, folder: Path) -> list[Comparison]:
+    """What of an epoch is not the students' forward, backward and optimiser steps."""
+    comparisons = []
+    teachers = {"test_resnet": {"backbone": "test_resnet"}} if setting.quick else {"WRN50": WRN50, "Lite0": LITE0}
+    for name, teacher in teachers.items():
+        count = 8 if setting.quick else 16
+        data, shares = make_images(folder / name, count, setting.side), []
+        for _ in range(1 if name == "WRN50" else setting.repeats):
+            parts = {"forward": 0.0, "backward": 0.0, "step": 0.0}
+            saved = Student.forward, Cdd.manual_backward, LightningOptimizer.step
+            Student.forward = _timed(saved[0], parts, "forward")  # type: ignore[method-assign]
+            Cdd.manual_backward = _timed(saved[1], parts, "backward")  # type: ignore[method-assign]
+            LightningOptimizer.step = _timed(saved[2], parts, "step")  # type: ignore[method-assign]
+            try:
+                timing = (_Forget(parts),)
+                seconds = epoch_seconds(cdd(setting, teacher), data, folder / name, points=(60,), callbacks=timing)
+            finally:
+                Student.forward, Cdd.manual_backward, LightningOptimizer.step = saved  # type: ignore[method-assign]
+            shares.append(1 - sum(parts.values()) / seconds[0])
+        comparisons.append(Comparison(f"{name}, e/E = 0.6", shares, [1.0] * len(shares), aim=0.05, unit="of an epoch"))
+    return comparisons
+
+
+class _Forget(Callback):
+    """Counts the last epoch alone."""
+
+    def __init__(self, parts: dict[str, float]) -> None:
+        self.parts = parts
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.parts.update(dict.fromkeys(self.parts, 0.0))
+
+
+def _timed(work: Callable[..., Any], parts: dict[str, float], part: str) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        result: list[Any] = []
+        parts[part] += clock(lambda: result.append(work(*args, **kwargs)))
+        return result[0]
+
+    return timed
+
+
+ROWS: dict[str, Callable[[Setting, Path], list[Comparison]]] = {
+    "epoch_wrn50": epoch_wrn50,
+    "epoch_lite0": epoch_lite0,
+    "inference": inference,
+    "memory": memory,
+    "start_up": start_up,
+    "linear": linear,
+    "overhead": overhead,
+}
