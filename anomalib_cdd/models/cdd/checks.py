@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomalib_cdd.features import NotFiniteError
 from anomalib_cdd.precision import computes_in_bf16
@@ -127,6 +127,20 @@ def _check_ranks(trainer: Trainer, options: Any) -> None:
         msg = (
             "domain_optimizer is 'keep' and domain_parallel is on: each device would keep the moments of its own "
             "domains alone, and a checkpoint those of one. Set domain_parallel: false."
+        )
+        raise ValueError(msg)
+
+
+def check_statistics(student: nn.Module, options: Any) -> None:
+    """Refuse batch statistics of all devices where a device trains by itself: it would wait for the others for ever.
+
+    Raises:
+        ValueError: Naming both options.
+    """
+    if options.domain_parallel and any(isinstance(module, nn.SyncBatchNorm) for module in student.modules()):
+        msg = (
+            "sync_batchnorm is on and so is domain_parallel: a domain student's batches are on one device. Set "
+            "domain_parallel: false, or sync_batchnorm: false."
         )
         raise ValueError(msg)
 

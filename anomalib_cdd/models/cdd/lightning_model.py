@@ -414,6 +414,7 @@ class Cdd(AnomalibModule):
     def on_fit_start(self) -> None:
         """Read the training set."""
         self._ranks = Ranks.of(self.trainer)
+        checks.check_statistics(self.model.student, self.options)
         if self._ranks.count > 1:
             # DistributedDataParallel knows neither the domain students nor several steps in a batch: `_update` averages
             self.trainer.strategy.model = self

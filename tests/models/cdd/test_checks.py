@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 
 from anomalib_cdd import Cdd, MVTecNoisy
-from anomalib_cdd.models.cdd.checks import check_size, check_trainer
+from anomalib_cdd.models.cdd.checks import check_size, check_statistics, check_trainer
 
 Model = Callable[..., Cdd]
 Data = Callable[..., MVTecNoisy]
@@ -89,6 +89,15 @@ def test_several_devices_that_would_train_something_else(
     )
     with pytest.raises(ValueError, match=message):
         check_trainer(trainer, make_model(**options).options, overridden=False)  # type: ignore[arg-type]
+
+
+def test_statistics_of_all_devices_where_one_trains_alone(make_model: Model) -> None:
+    model = make_model()
+    check_statistics(model.model.student, model.options)
+    student = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.model.student)
+    with pytest.raises(ValueError, match=r"sync_batchnorm.*domain_parallel: false"):
+        check_statistics(student, model.options)
+    check_statistics(student, make_model(domain_parallel=False).options)
 
 
 @pytest.mark.parametrize("batch_size", [3, 2])
