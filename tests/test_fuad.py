@@ -96,6 +96,26 @@ def test_a_grid_ends_in_measures_of_every_cell(make: Make, tmp_path: Path, capsy
     assert not list((tmp_path / "out").rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize(("is_fast", "taken"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bf16_is_taken_where_it_is_fast_and_the_results_say_which(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fast: bool, taken: str
+) -> None:
+    monkeypatch.setattr(fuad, "computes_in_bf16", lambda device: is_fast)
+    seen = []
+    monkeypatch.setattr(fuad, "Engine", lambda **trainer: seen.append(trainer["precision"]) or fail())
+    padim = {**with_args(PADIM, pre_processor=SMALL), "trainer": {"precision": "bf16-mixed"}}
+    asked = make(seeds=[0], models={"padim": padim})
+    assert fuad.run(asked) == 1
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert seen == results["precision"].tolist() == [taken]
+    assert json.loads(results["config"][0])["trainer"] == {"precision": "bf16-mixed"}
+
+
+def fail() -> None:
+    msg = "no training"
+    raise RuntimeError(msg)
+
+
 def test_finished_cells_are_not_run_again(make: Make, trained: list[str]) -> None:
     fuad.run(make())
     assert len(trained) == 2

@@ -39,6 +39,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from anomalib_cdd.components import ConfigError, build, resolve_data, resolve_model
 from anomalib_cdd.evaluation import evaluate
+from anomalib_cdd.precision import computes_in_bf16
 
 from . import scores
 from .figures import draw
@@ -52,6 +53,7 @@ WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
     "data": {"exclude": None},
     "model": {"audit": True, "domain_passes": 1, "domain_parallel": True, "autocast": "off"},
 }
+BF16, FP32 = "bf16-mixed", "32-true"
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 # What a cell's record has to have, and of which kind.
@@ -216,7 +218,8 @@ def _run_cell(cell: Cell, config: Namespace) -> dict[str, Any]:
         record["traceback"] = traceback.format_exc()
     record["wall_seconds"] = round(time.perf_counter() - start, 2)
     gc.collect()
-    return record | {"key": cell.key, "config": cell.config, "environment": _environment()}
+    environment = _environment() | {"precision": _precision(cell)}
+    return record | {"key": cell.key, "config": cell.config, "environment": environment}
 
 
 def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float | None], float, scores.Arrays]:
@@ -228,6 +231,8 @@ def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float |
     # the measures are of raw scores
     components.model.post_processor = None
     trainer: dict[str, Any] = QUIET | components.trainer
+    if "precision" in trainer:
+        trainer["precision"] = _precision(cell)
     callbacks = list(trainer.pop("callbacks", None) or [])
     if not config.checkpoints:
         callbacks.append(ModelCheckpoint(save_top_k=0))
@@ -247,13 +252,26 @@ def _train_and_measure(cell: Cell, config: Namespace) -> tuple[dict[str, float |
     return measures, fit_seconds, arrays
 
 
+def _asked_precision(config: dict[str, Any]) -> str:
+    return str(config["trainer"].get("precision") or FP32)
+
+
+def _precision(cell: Cell) -> str:
+    """Return what a cell runs in: fp32 where it asks for bf16 and the device would emulate it, hours for minutes."""
+    asked = _asked_precision(cell.config)
+    return FP32 if asked == BF16 and not computes_in_bf16(_device()) else asked
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def _environment() -> dict[str, str]:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
     return {
         "anomalib": version("anomalib"),
         "torch": version("torch"),
         "python": platform.python_version(),
-        "device": "cpu" if accelerator is None else accelerator.type,
+        "device": _device().type,
         "threads": str(torch.get_num_threads()),
     }
 
@@ -347,6 +365,7 @@ def _write_results(
             "fit_seconds": record.get("fit_seconds"),
             "wall_seconds": record["wall_seconds"],
             "error": record.get("error"),
+            "precision": _asked_precision(record["config"]),  # of a cell that ran before it was recorded
             **record["environment"],
             "key": record["key"],
             "config": json.dumps(record["config"], sort_keys=True),

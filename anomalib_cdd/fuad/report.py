@@ -127,5 +127,5 @@ def _cell_name(row: dict) -> str:
 
 def _measured_with(done: pd.DataFrame) -> str:
     """Return versions and devices, all of them where cells differ."""
-    names = [name for name in ("anomalib", "torch", "python", "device") if name in done]
+    names = [name for name in ("anomalib", "torch", "python", "device", "precision") if name in done]
     return ", ".join(f"{name} {' and '.join(sorted(set(done[name].astype(str))))}" for name in names)
