@@ -14,7 +14,7 @@ import pytest
 import torch
 from anomalib.callbacks.tiler_configuration import TilerConfigurationCallback
 from anomalib.data import PredictDataset
-from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
+from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models import get_model, list_models
 from anomalib.models.components import GaussianBlur2d
@@ -238,6 +238,43 @@ def test_torch_export_scores_as_lightning_does(
     for image, score in expected.items():
         assert inferencer.predict(image).pred_score.item() == pytest.approx(score, abs=1e-3)
     assert len({round(score, 4) for score in expected.values()}) > 5
+
+
+def test_moments_of_another_memory_format_resume_as_they_are(
+    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path
+) -> None:
+    engine = make_engine(max_epochs=1)
+    engine.fit(make_model(), datamodule=make_data())
+    engine.trainer.save_checkpoint(tmp_path / "after.ckpt")
+    checkpoint = torch.load(tmp_path / "after.ckpt", weights_only=True)
+    moments = checkpoint["optimizer_states"][0]["state"].values()
+    assert any(state["exp_avg"].is_contiguous(memory_format=torch.channels_last) for state in moments)
+    for state in moments:
+        state.update({name: state[name].contiguous() for name in ("exp_avg", "exp_avg_sq")})
+    torch.save(checkpoint, tmp_path / "contiguous.ckpt")
+    ends = []
+    for name in ("after", "contiguous"):
+        model = make_model()
+        make_engine(max_epochs=2).fit(model, datamodule=make_data(), ckpt_path=tmp_path / f"{name}.ckpt")
+        ends.append(model.model.student.state_dict())
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def test_an_8_bit_export_takes_its_ranges_from_training_images(
+    trained: tuple[Cdd, Engine, MVTecNoisy], tmp_path: Path
+) -> None:
+    model, engine, data = trained
+    expected = lightning_predictions(trained)
+    kind, bits = ExportType.OPENVINO, CompressionType.INT8_PTQ
+    path = engine.export(model, kind, export_root=tmp_path, compression_type=bits, datamodule=data, input_size=(64, 64))
+    assert "FakeQuantize" in path.read_text()
+    assert 'element_type="i8"' in path.read_text()
+    inferencer = OpenVINOInferencer(path, device="CPU")
+    scores = [float(inferencer.predict(image).pred_score.squeeze()) for image in expected]
+    assert np.corrcoef(scores, list(expected.values()))[0, 1] > 0.9
+    with pytest.raises(ValueError, match="pass a datamodule"):
+        engine.export(model, kind, export_root=tmp_path, compression_type=bits)
 
 
 @pytest.mark.parametrize("kind", [ExportType.ONNX, ExportType.OPENVINO])
