@@ -34,7 +34,8 @@ def run_row(options: argparse.Namespace) -> dict[str, Any]:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
     if ended.returncode or not lines:
-        return {"error": (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]}
+        last = (ended.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        return {"error": f"exit status {ended.returncode}, its last line: {last}"}  # a negative status is a signal
     return json.loads(lines[-1])
 
 

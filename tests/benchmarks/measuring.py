@@ -51,12 +51,18 @@ class Comparison:
 
 def alternate(ours: Callable[[], Any], rival: Callable[[], Any], repeats: int) -> tuple[list[float], list[float]]:
     """Time two sides in turn, after a round of warm-up."""
-    rounds: tuple[list[float], list[float]] = ([], [])
+    times = take_turns({"ours": ours, "rival": rival}, repeats)
+    return times["ours"], times["rival"]
+
+
+def take_turns(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Time any number of sides in turn, after a round of warm-up."""
+    rounds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(repeats + 1):
-        for side, seconds in zip((ours, rival), rounds, strict=True):
+        for name, side in sides.items():
             taken = clock(side)
             if number:
-                seconds.append(taken)
+                rounds[name].append(taken)
     return rounds
 
 

@@ -2,28 +2,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is measured: one function a row."""
 
+import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
+import timm
 import torch
 from anomalib.callbacks import ModelCheckpoint
+from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
-from anomalib.models import Padim, Patchcore, ReverseDistillation
+from anomalib.models import Padim, Patchcore, ReverseDistillation, Stfpm
 from lightning.pytorch import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from PIL import Image
+from torch import Tensor
 
 from anomalib_cdd import Cdd, FolderNoisy
 from anomalib_cdd.features import FeatureBudget, TeacherFeatures
 from anomalib_cdd.models.cdd.students import Student
 from anomalib_cdd.models.cdd.training_set import extract
 
-from .measuring import Comparison, alternate, clock
+from .measuring import Comparison, alternate, clock, take_turns
 
 EPOCHS = 100
 POINTS = (10, 40, 60, 90)  # of EPOCHS: e/E = .1, .4, .6, .9
@@ -40,6 +48,7 @@ SWITCHES_OFF: dict[str, Any] = {
 QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 # Patchcore's bank for 200 images of 784 patches, a tenth of them kept
 BANK = (15_680, 1_536)
+PROFILED = 8  # operations
 
 
 class Setting(NamedTuple):
@@ -76,10 +85,13 @@ def make_images(folder: Path, count: int, side: int) -> FolderNoisy:
     for number in range(count):
         pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "good" / f"{number:04}.png")
+    return training_set(folder, min(16, count))
+
+
+def training_set(folder: Path, batch: int) -> FolderNoisy:
+    """Return images that were made before."""
     options: dict[str, Any] = {"test_split_mode": "none", "val_split_mode": "none", "num_workers": 0}
-    return FolderNoisy(
-        name="noise", root=folder, normal_dir="good", noise_ratio=0, train_batch_size=min(16, count), **options
-    )
+    return FolderNoisy(name="noise", root=folder, normal_dir="good", noise_ratio=0, train_batch_size=batch, **options)
 
 
 def cdd(setting: Setting, teacher: dict[str, Any], **options: Any) -> Cdd:
@@ -90,7 +102,12 @@ def cdd(setting: Setting, teacher: dict[str, Any], **options: Any) -> Cdd:
 
 
 def epoch_seconds(
-    model: Any, data: Any, folder: Path, points: tuple[int, ...] = POINTS, callbacks: tuple[Callback, ...] = ()
+    model: Any,
+    data: Any,
+    folder: Path,
+    points: tuple[int, ...] = POINTS,
+    callbacks: tuple[Callback, ...] = (),
+    **trainer: Any,
 ) -> list[float]:
     """Train an epoch of warm-up and one at each point of the schedule, in Lightning's own loop; time the latter."""
     if isinstance(model, Cdd):
@@ -98,7 +115,7 @@ def epoch_seconds(
         model.epoch = lambda e, epochs: epoch(at[e], EPOCHS)  # type: ignore[method-assign]
     timer = EpochClock()
     callbacks = (timer, ModelCheckpoint(save_top_k=0), *callbacks)
-    options: dict[str, Any] = {**QUIET, "accelerator": "cpu", "devices": 1, "callbacks": list(callbacks)}
+    options: dict[str, Any] = {**QUIET, "accelerator": "cpu", "devices": 1, "callbacks": list(callbacks)} | trainer
     engine = Engine(max_epochs=len(points) + 1, default_root_dir=folder, **options)
     engine.fit(model, datamodule=data)
     return timer.seconds[1:]
@@ -146,47 +163,84 @@ def epoch_lite0(setting: Setting, folder: Path) -> list[Comparison]:
 
 
 def inference(setting: Setting, folder: Path) -> list[Comparison]:
-    """Inference at batch 1 and 32 against anomalib's models, and by OpenVINO."""
-    import openvino
-    from anomalib.deploy import ExportType
-
-    backbone = "resnet18" if setting.quick else "wide_resnet50_2"
-    pre_processor = Cdd.configure_pre_processor((setting.side, setting.side), (setting.side, setting.side))
-    plain: dict[str, Any] = {"pre_processor": pre_processor, "evaluator": False, "visualizer": False}
-    ours = cdd(setting, {"backbone": backbone}).eval()
-    patchcore = Patchcore(backbone=backbone, pre_trained=False, **plain).eval()
-    bank = (100, BANK[1] if not setting.quick else 384)
-    patchcore.model.memory_bank = torch.rand(*(bank if setting.quick else BANK))
-    padim = Padim(pre_trained=False, **plain).eval()
-    patches, channels = (setting.side // 4) ** 2, padim.model.n_features
-    padim.model.gaussian.mean = torch.rand(channels, patches)
-    padim.model.gaussian.inv_covariance = torch.eye(channels).expand(patches, -1, -1).contiguous()
-    rivals = {
-        "ReverseDistillation": (ReverseDistillation(backbone=backbone, pre_trained=False, **plain).eval(), 0.9),
-        "Patchcore": (patchcore, None),
-        "Padim": (padim, None),
-    }
+    """Inference at batch 1 and 32 of five models in three forms, all beside ReverseDistillation in Lightning."""
+    models = _untrained_models(setting)
+    data = make_images(folder / "images", 4, setting.side)
+    forms: dict[str, dict[str, Any]] = {}
+    for name, model in models.items():
+        forms[name] = {"Lightning": model, "torch": _torch_form(model, folder / name)}
+        forms[name]["OpenVINO"] = _openvino_form(setting, model, folder / name)
+        if isinstance(model, Cdd):
+            forms[name]["OpenVINO 8 bits"] = _openvino_form(setting, model, folder / f"{name} 8 bits", data)
     comparisons = []
     for batch in (1, 2 if setting.quick else 32):
         images = torch.rand(batch, 3, setting.side, setting.side)
-        for name, (rival, aim) in rivals.items():
-            with torch.no_grad():
-                times = alternate(lambda m=ours, x=images: m(x), lambda m=rival, x=images: m(x), setting.repeats)
-            comparisons.append(
-                Comparison(f"batch {batch}: Cdd / {name}, Lightning", *times, aim=aim if batch == 1 else None)
-            )
-    exported = ours.to_openvino(folder, input_size=(setting.side, setting.side))
-    compiled = openvino.Core().compile_model(str(exported), "CPU")
-    image = torch.rand(1, 3, setting.side, setting.side)
-    reverse = rivals["ReverseDistillation"][0]
-    with torch.no_grad():
-        times = alternate(lambda: compiled(image.numpy()), lambda: reverse(image), setting.repeats)
-        note = f"{ExportType.OPENVINO.value}, its own choice of precision"
-        comparisons.append(
-            Comparison("batch 1: Cdd OpenVINO / ReverseDistillation Lightning", *times, aim=0.5, note=note)
-        )
-        times = alternate(lambda: reverse(image), lambda: patchcore(image), setting.repeats)
-    return [*comparisons, Comparison("batch 1: ReverseDistillation / Patchcore, Lightning", *times, aim=0.33)]
+        sides = {f"{name}, {form}": _inferred(model, images) for name in forms for form, model in forms[name].items()}
+        with torch.no_grad():
+            # a round of 32 takes minutes, and its timings spread less
+            times = take_turns(sides, setting.repeats if batch == 1 else 1)
+        for side, seconds in times.items():
+            aim = AIMS.get(side) if batch == 1 else None
+            comparisons.append(Comparison(f"batch {batch}: {side} / {RIVAL}", seconds, times[RIVAL], aim=aim))
+        best = min((times[f"Cdd, {form}"] for form in ("OpenVINO", "OpenVINO 8 bits")), key=median)
+        aim = 0.33 if batch == 1 else None
+        what = f"batch {batch}: Cdd, best OpenVINO / Patchcore, Lightning"
+        comparisons.append(Comparison(what, best, times["Patchcore, Lightning"], aim=aim))
+    return comparisons
+
+
+RIVAL = "ReverseDistillation, Lightning"
+AIMS = {"Cdd, Lightning": 0.9, "Cdd, OpenVINO 8 bits": 0.5}
+
+
+def _untrained_models(setting: Setting) -> dict[str, Any]:
+    """Return models that have everything but sense: random weights, and statistics of the size that a fit leaves."""
+    backbone = "resnet18" if setting.quick else "wide_resnet50_2"
+    pre_processor = Cdd.configure_pre_processor((setting.side, setting.side), (setting.side, setting.side))
+    plain: dict[str, Any] = {"pre_processor": pre_processor, "evaluator": False, "visualizer": False}
+    plain["post_processor"] = False  # nothing has been fitted
+    patchcore = Patchcore(backbone=backbone, pre_trained=False, **plain)
+    patchcore.model.memory_bank = torch.rand(*((100, 384) if setting.quick else BANK))
+    padim = Padim(pre_trained=False, **plain)
+    patches, channels = (setting.side // 4) ** 2, padim.model.n_features
+    padim.model.gaussian.mean = torch.rand(channels, patches)
+    padim.model.gaussian.inv_covariance = torch.eye(channels).expand(patches, -1, -1).contiguous()
+    create = timm.create_model
+    # Stfpm has no option for a teacher of random weights
+    with patch("timm.create_model", lambda *args, **kwargs: create(*args, **kwargs | {"pretrained": False})):
+        stfpm = Stfpm(**plain)
+    models = {
+        "Cdd": cdd(setting, {"backbone": backbone}),
+        "Cdd Lite0": cdd(setting, LITE0),
+        "ReverseDistillation": ReverseDistillation(backbone=backbone, pre_trained=False, **plain),
+        "Patchcore": patchcore,
+        "Padim": padim,
+        "Stfpm": stfpm,
+    }
+    return {name: model.eval() for name, model in models.items()}
+
+
+def _torch_form(model: Any, folder: Path) -> Any:
+    loaded = torch.load(model.to_torch(folder), weights_only=False)["model"]  # written a line ago
+    return loaded.eval()
+
+
+def _openvino_form(setting: Setting, model: Any, folder: Path, data: FolderNoisy | None = None) -> Any:
+    """Return an OpenVINO network, in 8 bits if there is data."""
+    import openvino
+
+    compression = {"compression_type": CompressionType.INT8_PTQ, "datamodule": data} if data else {}
+    return openvino.Core().read_model(model.to_openvino(folder, input_size=(setting.side, setting.side), **compression))
+
+
+def _inferred(model: Any, images: Tensor) -> Callable[[], Any]:
+    """Return the inference of a batch; OpenVINO chooses its precision."""
+    import openvino
+
+    if not isinstance(model, openvino.Model):
+        return partial(model, images)
+    model.reshape(images.shape)
+    return partial(openvino.compile_model(model, "CPU"), images.numpy())
 
 
 def memory(setting: Setting, folder: Path) -> list[Comparison]:
@@ -245,6 +299,35 @@ def linear(setting: Setting, folder: Path) -> list[Comparison]:
     return [Comparison(f"{2 * count} images / {count}", twice, once, aim=2.1)]
 
 
+def devices(setting: Setting, folder: Path) -> list[Comparison]:
+    """An epoch of two processes, a thread each, against one process with one thread and with two, Lite0."""
+    make_images(folder, 8 if setting.quick else 64, setting.side)
+    one: dict[str, Any] = {"devices": 1, "domain_parallel": True, "quick": setting.quick}
+    two = one | {"devices": 2, "threads": 1}
+    sides = {
+        "domains apart": two,
+        "batches shared": two | {"domain_parallel": False},
+        "one process, a thread": one | {"threads": 1},
+        "one process, two threads": one | {"threads": 2},
+    }
+    rounds = [{side: _of_several(folder, options) for side, options in sides.items()} for _ in range(setting.repeats)]
+    seconds = {side: [each[side] for each in rounds] for side in sides}
+    return [
+        Comparison(f"two processes, {ours} / {rival}", seconds[ours], seconds[rival])
+        for ours in ("domains apart", "batches shared")
+        for rival in ("one process, a thread", "one process, two threads")
+    ]
+
+
+def _of_several(folder: Path, options: dict[str, Any]) -> float:
+    """Return the mean epoch over the schedule, of processes of their own."""
+    command = [sys.executable, "-m", "tests.benchmarks.devices", str(folder), json.dumps(options)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(options["threads"])}
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    seconds = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith("[")))
+    return sum(seconds) / len(seconds)
+
+
 def overhead(setting: Setting, folder: Path) -> list[Comparison]:
     """What of an epoch is not the students' forward, backward and optimiser steps."""
     comparisons = []
@@ -265,7 +348,38 @@ def overhead(setting: Setting, folder: Path) -> list[Comparison]:
                 Student.forward, Cdd.manual_backward, LightningOptimizer.step = saved  # type: ignore[method-assign]
             shares.append(1 - sum(parts.values()) / seconds[0])
         comparisons.append(Comparison(f"{name}, e/E = 0.6", shares, [1.0] * len(shares), aim=0.05, unit="of an epoch"))
+        comparisons += _profile(name, cdd(setting, teacher), data, folder / name)
     return comparisons
+
+
+def _profile(name: str, model: Cdd, data: FolderNoisy, folder: Path) -> list[Comparison]:
+    """Return the share of each of the costliest operations in an epoch, by torch's profiler."""
+    profiler = _Profiler()
+    epoch_seconds(model, data, folder, points=(60,), callbacks=(profiler,))
+    operations = profiler.profile.key_averages()
+    total = sum(each.self_cpu_time_total for each in operations)
+    costliest = sorted(operations, key=lambda each: -each.self_cpu_time_total)[:PROFILED]
+    return [
+        Comparison(
+            f"{name}, profile: {each.key} x {each.count}", [each.self_cpu_time_total / total], unit="of the epoch"
+        )
+        for each in costliest
+    ]
+
+
+class _Profiler(Callback):
+    """Profiles the last epoch alone."""
+
+    def __init__(self) -> None:
+        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == trainer.max_epochs - 1:
+            self.profile.start()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == trainer.max_epochs - 1:
+            self.profile.stop()
 
 
 class _Forget(Callback):
@@ -294,5 +408,6 @@ ROWS: dict[str, Callable[[Setting, Path], list[Comparison]]] = {
     "memory": memory,
     "start_up": start_up,
     "linear": linear,
+    "devices": devices,
     "overhead": overhead,
 }
