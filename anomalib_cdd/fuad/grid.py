@@ -88,6 +88,9 @@ class Cell:
             for name, value in options.items():
                 if config[part]["init_args"].get(name) == value:
                     config[part]["init_args"].pop(name, None)
+        if _asked_precision(config) != FP32:
+            # the model's own choice is for a trainer that makes none
+            config["model"]["init_args"].pop("autocast", None)
         text = json.dumps({"seed": self.seed, "config": config}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -218,7 +221,9 @@ def _run_cell(cell: Cell, config: Namespace) -> dict[str, Any]:
         record["traceback"] = traceback.format_exc()
     record["wall_seconds"] = round(time.perf_counter() - start, 2)
     gc.collect()
-    environment = _environment() | {"precision": _precision(cell)}
+    chosen = cell.config["model"]["init_args"].get("autocast") == "auto" and _precision(cell) == FP32
+    computed = f"{FP32}, autocast" if chosen and computes_in_bf16(_device()) else _precision(cell)
+    environment = _environment() | {"precision": computed}
     return record | {"key": cell.key, "config": cell.config, "environment": environment}
 
 

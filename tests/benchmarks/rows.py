@@ -137,7 +137,19 @@ def _compare_epochs(
 
 
 def epoch_wrn50(setting: Setting, folder: Path) -> list[Comparison]:
-    """An epoch of CDD against one of anomalib's ReverseDistillation, WRN50, fp32."""
+    """An epoch of CDD against one of anomalib's ReverseDistillation, WRN50, both in fp32."""
+    return _against_anomalib(setting, folder, "CDD in fp32 / RD", 3.6, autocast="off")
+
+
+def epoch_shipped(setting: Setting, folder: Path) -> list[Comparison]:
+    """The same with the defaults as shipped, and with one visit for each confident image."""
+    return [
+        *_against_anomalib(setting, folder, "CDD as shipped / RD as shipped", 1.5),
+        *_against_anomalib(setting, folder, "CDD, confident_visits: once / RD as shipped", 1.5, confident_visits="once"),
+    ]
+
+
+def _against_anomalib(setting: Setting, folder: Path, what: str, aim: float, **options: Any) -> list[Comparison]:
     teacher = {"backbone": "resnet18"} if setting.quick else WRN50
 
     def rival() -> ReverseDistillation:
@@ -148,17 +160,16 @@ def epoch_wrn50(setting: Setting, folder: Path) -> list[Comparison]:
             visualizer=False,
         )  # fmt: skip
 
-    return _compare_epochs(
-        setting, folder, "CDD / RD", 8 if setting.quick else 16, lambda: cdd(setting, teacher), rival, 3.6
-    )
+    count = 8 if setting.quick else 16
+    return _compare_epochs(setting, folder, what, count, lambda: cdd(setting, teacher, **options), rival, aim)
 
 
 def epoch_lite0(setting: Setting, folder: Path) -> list[Comparison]:
     """An epoch of CDD against one with every switch off, Lite0, fp32."""
     count = 8 if setting.quick else 64
     return _compare_epochs(
-        setting, folder, "CDD / switches off", count, lambda: cdd(setting, LITE0),
-        lambda: cdd(setting, LITE0, **SWITCHES_OFF), 3.6,
+        setting, folder, "CDD / switches off", count, lambda: cdd(setting, LITE0, autocast="off"),
+        lambda: cdd(setting, LITE0, **SWITCHES_OFF, autocast="off"), 3.6,
     )  # fmt: skip
 
 
@@ -403,6 +414,7 @@ def _timed(work: Callable[..., Any], parts: dict[str, float], part: str) -> Call
 
 ROWS: dict[str, Callable[[Setting, Path], list[Comparison]]] = {
     "epoch_wrn50": epoch_wrn50,
+    "epoch_shipped": epoch_shipped,
     "epoch_lite0": epoch_lite0,
     "inference": inference,
     "memory": memory,

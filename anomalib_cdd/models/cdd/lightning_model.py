@@ -150,7 +150,7 @@ class Cdd(AnomalibModule):
         learning_rate: float = 0.005,
         gradient_clip_val: float | None = None,
         seed: int = 0,
-        autocast: Literal["auto", "off"] = "off",
+        autocast: Literal["auto", "off"] = "auto",
         cache: Literal["auto", "off"] = "auto",
         cache_memory_gb: float = 8.0,
         cache_dir: str | None = None,

@@ -106,11 +106,12 @@ def confidence(teacher: Levels, student: Levels) -> Tensor:
         Shape ``(B,)``, in [-L, L]: the higher, the surer that the image is normal.
     """
     return torch.stack(
-        [_pixel_cosine(a.float(), b.float()).mean(dim=(-2, -1)) for a, b in zip(teacher, student, strict=True)]
+        [pixel_cosine(a.float(), b.float()).mean(dim=(-2, -1)) for a, b in zip(teacher, student, strict=True)]
     ).sum(dim=0)
 
 
-def _pixel_cosine(first: Tensor, second: Tensor) -> Tensor:
+def pixel_cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Return the cosine per pixel of a level's two versions ``(B, C, H, W)``, shape ``(B, H, W)``."""
     lengths = torch.linalg.vector_norm(first, dim=1) * torch.linalg.vector_norm(second, dim=1)
     return (first * second).sum(dim=1) / lengths.clamp_min(EPSILON)
 
@@ -148,11 +149,12 @@ def perturb(levels: Levels, sigma: float, generator: Generator, relative: bool =
     """
     if not sigma:
         return levels
-    scales = [sigma * level.std() if relative else sigma for level in levels]
-    return [
-        torch.randn(level.shape, generator=generator).to(level).mul_(scale).add_(level)
-        for level, scale in zip(levels, scales, strict=True)
-    ]
+    perturbed = []
+    for level in levels:
+        # channels last, as the levels are and the student wants them
+        noise = torch.randn(level.permute(0, 2, 3, 1).shape, generator=generator).permute(0, 3, 1, 2).to(level)
+        perturbed.append(noise.mul_(sigma * level.std() if relative else sigma).add_(level))
+    return perturbed
 
 
 def pseudo_normal(candidates: Sequence[Levels], weights: Tensor, selection: Selection) -> list[Tensor]:

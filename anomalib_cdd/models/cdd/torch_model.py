@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from anomalib_cdd.backbones import Teacher
 
+from .loss import pixel_cosine
 from .students import DEFAULT_WIDTH, build_student
 
 if TYPE_CHECKING:
@@ -102,10 +103,18 @@ class CddModel(nn.Module):
         Returns:
             Shape ``(B,)``, in [0, 1]: the maximum of the blurred map.
         """
-        finest, stride = teacher[0].shape[-2:], self.teacher.levels[0].stride
+        height, width = (side * self.teacher.levels[0].stride for side in teacher[0].shape[-2:])
+        blur_columns, blur_rows = self.blur
+        total = torch.zeros((), device=teacher[0].device)
         with full_precision(teacher[0].device.type):
-            maps = self.blur(self.distance_map(teacher, student, [side * stride for side in finest]))
-        return maps.amax(dim=(-3, -2, -1))
+            for t, s in zip(teacher, student, strict=True):
+                distances = 1 - pixel_cosine(t.float(), s.float())
+                # interpolation and blur are linear in rows and in columns: two small matrices do both
+                down, across = (torch.eye(side)[None, None].to(next(self.blur.buffers())) for side in t.shape[-2:])
+                down = blur_columns(_stretch(down, (height, down.shape[-1])))
+                across = blur_rows(_stretch(across, (across.shape[-2], width)))
+                total = total + down[0].float() @ distances @ across[0].float()
+        return total.amax(dim=(-2, -1)).clamp_min(0) * self.map_scale
 
     def distance_map(self, teacher: list[Tensor], student: list[Tensor], size: Sequence[int]) -> Tensor:
         """Return the cosine distance per pixel, summed over the levels and scaled to [0, 1].
@@ -119,16 +128,15 @@ class CddModel(nn.Module):
             Shape ``(B, 1, H, W)``, not blurred.
         """
         maps = [
-            F.interpolate(
-                1 - F.cosine_similarity(t.float(), s.float(), dim=1).unsqueeze(1),
-                size=tuple(size),
-                mode="bilinear",
-                align_corners=True,
-            )
+            _stretch(1 - F.cosine_similarity(t.float(), s.float(), dim=1).unsqueeze(1), size)
             for t, s in zip(teacher, student, strict=True)
         ]
         total = torch.stack(maps).sum(dim=0).clamp_min(0) * self.map_scale
         return total.to(next(self.blur.buffers()).dtype)
+
+
+def _stretch(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def full_precision(device_type: str) -> AbstractContextManager:
