@@ -28,7 +28,7 @@ from anomalib_cdd.thresholds import IMAGE_METHOD, METHODS, PIXEL_METHOD, Method,
 
 logger = logging.getLogger(__name__)
 
-FALSE_ALARM_RATE = 0.15
+FALSE_ALARM_RATE = 0.2
 PIXEL_FALSE_ALARM_RATE = 0.01
 # enough of each map for its part in a quantile
 PIXELS_PER_IMAGE = 64

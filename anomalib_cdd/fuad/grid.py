@@ -39,6 +39,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from anomalib_cdd.components import ConfigError, build, resolve_data, resolve_model
 from anomalib_cdd.evaluation import evaluate
+from anomalib_cdd.post_processing import FALSE_ALARM_RATE
 from anomalib_cdd.precision import computes_in_bf16
 
 from . import scores
@@ -309,8 +310,8 @@ def _read_record(folder: Path, cell: Cell) -> dict[str, Any] | None:
 
 
 def _judged(measures: dict[str, float | None], path: Path) -> dict[str, float | None]:
-    """Add the measures of thresholds to those of a cell that ran before there were any."""
-    if "F1_ratio" in measures:
+    """Measure the thresholds of a cell that ran under another default, or before there were any."""
+    if measures.get("false_alarm_rate") == FALSE_ALARM_RATE:
         return measures
     try:
         arrays = scores.load(path.with_suffix(".npz"))

@@ -128,8 +128,8 @@ def threshold_measures(arrays: Arrays) -> dict[str, float]:
 
     Returns:
         On the test images without overlap: ``F1_best``, the best that any threshold reaches; ``F1`` and
-        ``false_alarms``, the share of good test images above it, at :class:`LabelFreePostProcessor`'s default;
-        ``F1_ratio``, their ratio; ``F1_ratio_<method>`` for each estimator; ``F1_ratio_anomalib``, at the maximum of
+        ``false_alarms``, the share of good test images above it, at :class:`LabelFreePostProcessor`'s default
+        ``false_alarm_rate``; ``F1_ratio``, their ratio; ``F1_ratio_<method>`` for each estimator; ``F1_ratio_anomalib``, at the maximum of
         the training scores, which is anomalib's threshold where the validation images have no anomalous one;
         ``pixel_F1_ratio`` where there are masks. Empty without both kinds of test images.
     """
@@ -151,6 +151,7 @@ def threshold_measures(arrays: Arrays) -> dict[str, float]:
         "F1_ratio": f1(positive, negative, cut) / best,
         "F1_ratio_anomalib": f1(positive, negative, float(arrays["train_scores"].max())) / best,
         "false_alarms": float((negative > cut).mean()),
+        "false_alarm_rate": FALSE_ALARM_RATE,
     }
     return measures | _pixel_threshold_measures(arrays)
 

@@ -145,7 +145,9 @@ def epoch_shipped(setting: Setting, folder: Path) -> list[Comparison]:
     """The same with the defaults as shipped, and with one visit for each confident image."""
     return [
         *_against_anomalib(setting, folder, "CDD as shipped / RD as shipped", 1.5),
-        *_against_anomalib(setting, folder, "CDD, confident_visits: once / RD as shipped", 1.5, confident_visits="once"),
+        *_against_anomalib(
+            setting, folder, "CDD, confident_visits: once / RD as shipped", 1.5, confident_visits="once"
+        ),
     ]
 
 

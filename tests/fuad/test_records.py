@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import Namespace
 
 from anomalib_cdd.components import ConfigError
-from anomalib_cdd.fuad import grid
+from anomalib_cdd.fuad import grid, scores
 
 GRID = {
     "seeds": [0, 1],
@@ -106,6 +106,33 @@ def test_damaged_scores_cost_no_result_and_are_named_in_the_report(config: Names
         text = (config.output / report).read_text(encoding="utf-8")
         assert "0.500 ± 0.000" in text
         assert "npz is damaged" in text
+
+
+def test_thresholds_are_measured_again_under_another_default(
+    config: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train_scores": rng.lognormal(-2, 0.2, 100),
+        "test_scores": np.concatenate([rng.lognormal(-2, 0.2, 50), rng.lognormal(-1.5, 0.3, 50)]),
+        "test_labels": np.arange(100) >= 50,
+        "test_injected": np.zeros(100, bool),
+    }
+    measured = []
+    for rate in (0.1, 0.3):
+        monkeypatch.setattr(scores, "FALSE_ALARM_RATE", rate)
+        monkeypatch.setattr(grid, "FALSE_ALARM_RATE", rate)
+        for path in (config.output / "cells").glob("*.json"):
+            path.write_bytes(change(measures=scores.threshold_measures(arrays))(path.read_bytes()))
+            scores.save(path.with_suffix(".npz"), arrays)
+        measured.append(scores.threshold_measures(arrays)["F1"])
+    monkeypatch.setattr(scores, "FALSE_ALARM_RATE", 0.1)
+    monkeypatch.setattr(grid, "FALSE_ALARM_RATE", 0.1)
+    assert grid.run(config) == 0
+    results = pd.read_csv(config.output / "results.csv")
+    assert measured[0] != measured[1]
+    assert results["F1"].tolist() == pytest.approx([measured[0]] * 2)
+    assert set(results["false_alarm_rate"]) == {0.1}
 
 
 def test_the_last_line_names_the_page(config: Namespace, capsys: pytest.CaptureFixture) -> None:

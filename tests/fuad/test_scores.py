@@ -37,6 +37,7 @@ def test_measures_of_thresholds_by_hand() -> None:
     assert measures["F1_ratio"] == pytest.approx(f1(anomalous, normal, cut) / best)
     assert measures["F1_ratio_anomalib"] == pytest.approx(f1(anomalous, normal, train.max()) / best)
     assert measures["false_alarms"] == np.mean(normal > cut)
+    assert measures["false_alarm_rate"] == FALSE_ALARM_RATE
     cut = label_free_threshold(pixels["normal"], PIXEL_FALSE_ALARM_RATE, "mad")
     best = max(f1(pixels["anomalous"], pixels["normal"], edge) for edge in edges)
     # a histogram knows thresholds to a bin
