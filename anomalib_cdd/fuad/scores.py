@@ -129,9 +129,10 @@ def threshold_measures(arrays: Arrays) -> dict[str, float]:
     Returns:
         On the test images without overlap: ``F1_best``, the best that any threshold reaches; ``F1`` and
         ``false_alarms``, the share of good test images above it, at :class:`LabelFreePostProcessor`'s default
-        ``false_alarm_rate``; ``F1_ratio``, their ratio; ``F1_ratio_<method>`` for each estimator; ``F1_ratio_anomalib``, at the maximum of
-        the training scores, which is anomalib's threshold where the validation images have no anomalous one;
-        ``pixel_F1_ratio`` where there are masks. Empty without both kinds of test images.
+        ``false_alarm_rate``; ``F1_ratio``, their ratio; ``F1_ratio_<method>`` for each estimator;
+        ``F1_ratio_anomalib``, at the maximum of the training scores, which is anomalib's threshold where the
+        validation images have no anomalous one; ``pixel_F1_ratio`` where there are masks. Empty without both kinds of
+        test images.
     """
     if not arrays.keys() >= {"test_scores", "test_labels", "test_injected", "train_scores"}:
         return {}
