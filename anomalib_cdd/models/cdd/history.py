@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# the first half of a training knows little yet
+# the second half's scores are of the size that the trained model's are
 SETTLED = 0.5
+TINY = 1e-12
 
 
 @dataclass
@@ -38,17 +39,24 @@ class TrainingHistory:
             values.append(value.clone())
 
     def suspicion(self) -> Tensor | None:
-        """Return the mean cross-domain score over the second half of the training, shape ``(N,)``.
+        """Return the mean cross-domain score over the training, each epoch counting alike, shape ``(N,)``.
 
-        An image that no student of another domain has scored there gets the lowest score that was given. ``None``
-        where none has one, as without pseudo-normal targets.
+        Scores fall and draw together as the students learn, so that an epoch's are standardised first. Early epochs
+        count: what is rare is learned last. The result is in units of the second half's scores. An image that no
+        student of another domain has scored gets the lowest score that was given. ``None`` where none has one, as
+        without pseudo-normal targets.
         """
-        settled = self.cross_domain[int(SETTLED * len(self.cross_domain)) :]
-        if not settled:
+        asked = [scores for scores in self.cross_domain if not scores.isnan().all()]
+        if not asked:
             return None
-        values = torch.stack(settled).nanmean(dim=0)
-        known = ~values.isnan()
-        return torch.where(known, values, values[known].min()) if known.any() else None
+        values = torch.stack(asked)
+        means = values.nanmean(dim=1, keepdim=True)
+        spreads = (values - means).square().nanmean(dim=1, keepdim=True).sqrt()
+        standardised = ((values - means) / spreads.clamp_min(TINY)).nanmean(dim=0)
+        settled = int(SETTLED * len(asked))
+        suspicion = means[settled:].mean() + spreads[settled:].mean() * standardised
+        known = ~suspicion.isnan()
+        return torch.where(known, suspicion, suspicion[known].min())
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data for a checkpoint."""

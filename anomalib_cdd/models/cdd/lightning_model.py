@@ -355,8 +355,8 @@ class Cdd(AnomalibModule):
     def training_suspicion(self) -> dict[str, float] | None:
         """Return how suspicious each training image is, by path, or ``None`` where the training has not told.
 
-        The mean anomaly score that the students of *other* domains gave it: the global student has learned from every
-        image, an anomalous one included.
+        The mean anomaly score that the students of *other* domains gave it, see :meth:`TrainingHistory.suspicion`: the
+        global student has learned from every image, an anomalous one included.
         """
         suspicion = None if self.training_history is None else self.training_history.suspicion()
         if self.training_history is None or suspicion is None:

@@ -20,19 +20,30 @@ Model, Data, Engines = Callable[..., Cdd], Callable[..., MVTecNoisy], Callable[.
 IMAGES = 15
 
 
-def test_suspicion_is_the_mean_of_the_second_half() -> None:
+def test_suspicion_is_by_hand_the_mean_of_standardised_epochs() -> None:
     nan = torch.nan
-    history = TrainingHistory(["a", "b", "c"])
+    history = TrainingHistory(["a", "b", "c", "d"])
     assert history.suspicion() is None
-    for epoch, scores in enumerate(([9.0, 9.0, 9.0], [9.0, 9.0, 9.0], [0.25, 0.5, nan], [0.75, nan, nan])):
-        history.record(epoch, torch.zeros(3), torch.tensor(scores))
-    assert history.suspicion().tolist() == [0.5, 0.5, 0.5]
+    # an epoch that asked nobody, one with mean 4 and standard deviation 2, one with 0.4 and 0.08; d is never scored
+    for epoch, scores in enumerate(([nan] * 4, [4 - 6**0.5, 4, 4 + 6**0.5, nan], [0.5, 0.3, 0.4, nan])):
+        history.record(epoch, torch.zeros(4), torch.tensor(scores))
+    # the first epoch that was asked counts as much as the second, whose scores are far smaller
+    deviations = [[-(1.5**0.5), 0, 1.5**0.5], [1.5**0.5, -(1.5**0.5), 0]]
+    means = [sum(each) / 2 for each in zip(*deviations, strict=True)]
+    spread = (0.02 / 3) ** 0.5
+    expected = [0.4 + spread * mean for mean in means]
+    assert history.suspicion().tolist() == pytest.approx([*expected, min(expected)])
+    history.record(3, torch.zeros(4), torch.tensor([0.1, 0.3, nan, nan]))
+    ranks = history.suspicion().argsort(descending=True).tolist()
+    assert ranks[0] == 2  # by the epochs that have scored it
     # a resume from epoch 2 writes it again
-    history.record(2, torch.ones(3), torch.tensor([0.1, 0.2, 0.3]))
+    history.record(2, torch.ones(4), torch.tensor([0.1, 0.2, 0.3, 0.4]))
     assert len(history.confidence) == len(history.cross_domain) == 3
-    assert history.suspicion().tolist() == pytest.approx([4.55, 4.6, 4.65])
-    history.record(5, torch.ones(3), torch.ones(3))
+    assert not history.suspicion().isnan().any()
+    history.record(5, torch.ones(4), torch.ones(4))
     assert history.confidence[3].isnan().all()
+    # an epoch in which all are alike says nothing
+    assert history.suspicion().argmax() == 3
     silent = TrainingHistory(["a"])
     silent.record(0, torch.tensor([1.0]), torch.tensor([nan]))
     assert silent.suspicion() is None
