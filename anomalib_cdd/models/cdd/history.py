@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.regression import spearman_corrcoef
 
 # the second half's scores are of the size that the trained model's are
 SETTLED = 0.5
@@ -57,6 +58,17 @@ class TrainingHistory:
         suspicion = means[settled:].mean() + spreads[settled:].mean() * standardised
         known = ~suspicion.isnan()
         return torch.where(known, suspicion, suspicion[known].min())
+
+    def agreement(self) -> float:
+        """Return Spearman's correlation, in [-1, 1], of the last two epochs' cross-domain scores.
+
+        0 where there are no two epochs yet, or one of them scored fewer than two images.
+        """
+        if len(self.cross_domain) < 2:
+            return 0.0
+        last, before = self.cross_domain[-1], self.cross_domain[-2]
+        known = ~(last.isnan() | before.isnan())
+        return float(spearman_corrcoef(last[known], before[known])) if known.sum() > 1 else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data for a checkpoint."""

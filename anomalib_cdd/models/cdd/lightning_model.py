@@ -351,6 +351,8 @@ class Cdd(AnomalibModule):
         if self.training_history is None or self.training_history.image_paths != data.image_paths:
             self.training_history = TrainingHistory(data.image_paths)
         self.training_history.record(self.current_epoch, data.image_confidence(), data.cross_domain_scores())
+        # for Lightning's EarlyStopping: 1 where the ranking of the training images no longer changes
+        self._log_epoch(ranking_agreement=self.training_history.agreement())
 
     def training_suspicion(self) -> dict[str, float] | None:
         """Return how suspicious each training image is, by path, or ``None`` where the training has not told.

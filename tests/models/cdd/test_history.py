@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from anomalib.engine import Engine
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from anomalib_cdd import Cdd, MVTecNoisy
@@ -47,6 +48,29 @@ def test_suspicion_is_by_hand_the_mean_of_standardised_epochs() -> None:
     silent = TrainingHistory(["a"])
     silent.record(0, torch.tensor([1.0]), torch.tensor([nan]))
     assert silent.suspicion() is None
+
+
+def test_agreement_is_the_rank_correlation_of_two_epochs() -> None:
+    history = TrainingHistory(list("abcde"))
+    for epoch, scores in enumerate(([5.0, 1.0, 2.0, 3.0, 4.0], [9.0, 0.2, 0.1, 0.4, torch.nan])):
+        assert history.agreement() == 0
+        history.record(epoch, torch.zeros(5), torch.tensor(scores))
+    # ranks 4 1 2 3 and 4 2 1 3: 1 - 6 (1 + 1) / (4 * 15)
+    assert history.agreement() == pytest.approx(0.8)
+    history.record(2, torch.zeros(5), torch.full((5,), torch.nan))
+    assert history.agreement() == 0
+
+
+def test_a_training_can_stop_once_the_ranking_stays(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    def epochs(threshold: float) -> int:
+        stop = EarlyStopping("epoch_ranking_agreement", mode="max", patience=9, stopping_threshold=threshold)
+        engine, model = make_engine(max_epochs=4, callbacks=[stop]), make_model()
+        engine.fit(model, datamodule=make_data())
+        assert model.post_processor.image_threshold.isfinite()
+        return len(model.training_history.confidence)
+
+    assert epochs(threshold=-1.0) == 2
+    assert epochs(threshold=1.0) == 4
 
 
 @pytest.mark.parametrize("cache", ["auto", "off"])
