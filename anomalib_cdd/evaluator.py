@@ -15,7 +15,8 @@ from anomalib.data import InferenceBatch
 from anomalib.metrics import AnomalibMetric, Evaluator
 from lightning.pytorch import LightningModule, Trainer
 
-from anomalib_cdd.evaluation import Predictions, raw_scores_and_maps, score_injected, setting_measures
+from anomalib_cdd.evaluation import score_injected, setting_measures
+from anomalib_cdd.predictions import Predictions, raw_scores_and_maps
 
 # as anomalib's metrics are called
 NAMES = {"AUPRO": "pixel_AUPRO", "PRO": "pixel_PRO"}

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Transform
 
-from anomalib_cdd.evaluation import iterate_predictions
 from anomalib_cdd.features import training_loader
+from anomalib_cdd.predictions import iterate_predictions
 from anomalib_cdd.thresholds import IMAGE_METHOD, METHODS, PIXEL_METHOD, Method, label_free_threshold
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from anomalib_cdd.data import FolderNoisy, MVTecNoisy
-from anomalib_cdd.evaluation import fuad_measures, score_dataset, training_ranking
+from anomalib_cdd.evaluation import fuad_measures, training_ranking
 from anomalib_cdd.measures import aupro, auroc, pro_per_image
+from anomalib_cdd.predictions import score_dataset
 
 SIZE = 32
 

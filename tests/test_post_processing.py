@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
 
 from anomalib_cdd import Cdd, LabelFreePostProcessor, MVTecNoisy
-from anomalib_cdd.evaluation import score_dataset
 from anomalib_cdd.measures import auroc
+from anomalib_cdd.predictions import score_dataset
 from anomalib_cdd.thresholds import label_free_threshold
 
 Engines = Callable[..., Engine]

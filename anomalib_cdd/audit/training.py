@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_cdd.data.noise import relative_names
-from anomalib_cdd.evaluation import Predictions, iterate_predictions, rank_predictions
+from anomalib_cdd.evaluation import rank_predictions
 from anomalib_cdd.post_processing import TrainingImages, takes_bars
+from anomalib_cdd.predictions import Predictions, iterate_predictions
 from anomalib_cdd.thresholds import label_free_threshold
 from anomalib_cdd.visualization import crop_margins, uncrop
 

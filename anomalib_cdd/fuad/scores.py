@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from anomalib.models import AnomalibModule
     from numpy.typing import NDArray
 
-    from anomalib_cdd.evaluation import Evaluation, Predictions
+    from anomalib_cdd.evaluation import Evaluation
+    from anomalib_cdd.predictions import Predictions
 
 Arrays = dict[str, "NDArray[Any]"]
 

@@ -1,0 +1,77 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""What an export costs in image AUROC: trained models, test images without overlap.
+
+``python -m tests.benchmarks.exports FOLDER [--data_root DIR]`` takes the checkpoints that ``anomalib-cdd fuad
+--checkpoints true --output FOLDER`` has kept, exports each and prints a table.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anomalib.deploy import CompressionType
+from tqdm.auto import tqdm
+
+from anomalib_cdd import Cdd
+from anomalib_cdd.components import build
+from anomalib_cdd.fuad.grid import _fill_data_root
+from anomalib_cdd.measures import auroc
+from anomalib_cdd.predictions import score_dataset
+
+FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "OpenVINO, fp32": ({}, {"INFERENCE_PRECISION_HINT": "f32"}),
+    "OpenVINO": ({}, {}),
+    "OpenVINO, 8 bits": ({"compression_type": CompressionType.INT8_PTQ}, {}),
+}
+
+
+def measure(model: Cdd, datamodule: Any, folder: Path) -> dict[str, float]:
+    """Return the image AUROC of a model in Lightning and in each form of export."""
+    import openvino
+
+    plain = score_dataset(model, datamodule.test_data, progress=False)
+    measured = {"Lightning": auroc(plain.scores[plain.labels == 1], plain.scores[plain.labels == 0])}
+    for name, (compression, config) in FORMS.items():
+        options = compression | ({"datamodule": datamodule} if compression else {})
+        network = openvino.compile_model(model.to_openvino(folder / name, **options), "CPU", config)
+        scores = np.array(
+            [
+                network(datamodule.test_data[index].image[None].numpy())["pred_score"].item()
+                for index in tqdm(range(len(datamodule.test_data)), desc=name, leave=False)
+            ]
+        )
+        measured[name] = auroc(scores[plain.labels == 1], scores[plain.labels == 0])
+    return measured
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure every checkpoint of a folder."""
+    parser = argparse.ArgumentParser("python -m tests.benchmarks.exports", description=__doc__)
+    parser.add_argument("folder", type=Path, help="what `fuad --checkpoints true` wrote")
+    parser.add_argument("--data_root", help="as for `fuad`")
+    options = parser.parse_args(arguments)
+    checkpoints = sorted(options.folder.glob("runs/**/*.ckpt"))
+    if not checkpoints:
+        parser.error(f"{options.folder} has no checkpoints; run `fuad --checkpoints true`")
+    names = ["Lightning", *FORMS]
+    print(f"| cell | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    for checkpoint in checkpoints:
+        key = checkpoint.relative_to(options.folder / "runs").parts[0]
+        record = json.loads((options.folder / "cells" / f"{key}.json").read_text(encoding="utf-8"))
+        filled = _fill_data_root(record["config"], options.data_root, record["data"])
+        datamodule = build(**filled).datamodule
+        datamodule.setup()
+        with tempfile.TemporaryDirectory() as folder:
+            measured = measure(Cdd.load_from_checkpoint(checkpoint), datamodule, Path(folder))
+        cell = f"{record['data']} {record['noise_ratio']} {record['model']} seed {record['seed']}"
+        print(f"| {cell} | {' | '.join(f'{measured[name]:.4f}' for name in names)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
