@@ -121,37 +121,36 @@ def epoch_seconds(
     return timer.seconds[1:]
 
 
+class Side(NamedTuple):
+    """A model whose epochs are compared: what it is called, how it is made, the largest ratio that is aimed at."""
+
+    what: str
+    make: Callable[[], Any]
+    aim: float | None = None
+
+
 def _compare_epochs(
-    setting: Setting, folder: Path, what: str, count: int, ours: Callable[[], Any], rival: Callable[[], Any], aim: float
+    setting: Setting, folder: Path, count: int, rival: Callable[[], Any], *sides: Side
 ) -> list[Comparison]:
+    """Compare epochs of some models with those of one rival, round by round."""
     data = make_images(folder, count, setting.side)
-    rounds = [[epoch_seconds(side(), data, folder) for side in (ours, rival)] for _ in range(setting.repeats)]
+    makes = [rival, *(side.make for side in sides)]
+    rounds = [[epoch_seconds(make(), data, folder) for make in makes] for _ in range(setting.repeats)]
     note = f"{count} images of {setting.side} pixels, features cached before, batch {min(16, count)}"
-    rivals = [sum(theirs) / len(theirs) for _, theirs in rounds]
-    comparisons = [
-        Comparison(f"{what}, e/E = {point / EPOCHS:g}", [mine[i] for mine, _ in rounds], rivals)
-        for i, point in enumerate(POINTS)
-    ]
-    means = [sum(mine) / len(mine) for mine, _ in rounds]
-    return [*comparisons, Comparison(f"{what}, mean over the schedule", means, rivals, aim=aim, note=note)]
+    rivals = [sum(seconds[0]) / len(seconds[0]) for seconds in rounds]
+    comparisons = []
+    for number, side in enumerate(sides, 1):
+        mine = [seconds[number] for seconds in rounds]
+        for i, point in enumerate(POINTS):
+            at = f"{side.what}, e/E = {point / EPOCHS:g}"
+            comparisons.append(Comparison(at, [seconds[i] for seconds in mine], rivals))
+        means, mean = [sum(seconds) / len(seconds) for seconds in mine], f"{side.what}, mean over the schedule"
+        comparisons.append(Comparison(mean, means, rivals, aim=side.aim, note=note))
+    return comparisons
 
 
 def epoch_wrn50(setting: Setting, folder: Path) -> list[Comparison]:
-    """An epoch of CDD against one of anomalib's ReverseDistillation, WRN50, both in fp32."""
-    return _against_anomalib(setting, folder, "CDD in fp32 / RD", 3.6, autocast="off")
-
-
-def epoch_shipped(setting: Setting, folder: Path) -> list[Comparison]:
-    """The same with the defaults as shipped, and with one visit for each confident image."""
-    return [
-        *_against_anomalib(setting, folder, "CDD as shipped / RD as shipped", 1.5),
-        *_against_anomalib(
-            setting, folder, "CDD, confident_visits: once / RD as shipped", 1.5, confident_visits="once"
-        ),
-    ]
-
-
-def _against_anomalib(setting: Setting, folder: Path, what: str, aim: float, **options: Any) -> list[Comparison]:
+    """An epoch of CDD against one of anomalib's ReverseDistillation as it ships, WRN50."""
     teacher = {"backbone": "resnet18"} if setting.quick else WRN50
 
     def rival() -> ReverseDistillation:
@@ -162,16 +161,19 @@ def _against_anomalib(setting: Setting, folder: Path, what: str, aim: float, **o
             visualizer=False,
         )  # fmt: skip
 
-    count = 8 if setting.quick else 16
-    return _compare_epochs(setting, folder, what, count, lambda: cdd(setting, teacher, **options), rival, aim)
+    return _compare_epochs(
+        setting, folder, 8 if setting.quick else 16, rival,
+        Side("CDD in fp32 / RD", lambda: cdd(setting, teacher, autocast="off", confident_visits="each"), 3.6),
+        Side("CDD as shipped / RD as shipped", lambda: cdd(setting, teacher), 1.5),
+        Side("CDD, confident_visits each / RD", lambda: cdd(setting, teacher, confident_visits="each"), 1.5),
+    )  # fmt: skip
 
 
 def epoch_lite0(setting: Setting, folder: Path) -> list[Comparison]:
-    """An epoch of CDD against one with every switch off, Lite0, fp32."""
-    count = 8 if setting.quick else 64
+    """An epoch of CDD against one with every switch off, whose teacher is cached too, Lite0, fp32."""
     return _compare_epochs(
-        setting, folder, "CDD / switches off", count, lambda: cdd(setting, LITE0, autocast="off"),
-        lambda: cdd(setting, LITE0, **SWITCHES_OFF, autocast="off"), 3.6,
+        setting, folder, 8 if setting.quick else 64, lambda: cdd(setting, LITE0, **SWITCHES_OFF, autocast="off"),
+        Side("CDD / switches off", lambda: cdd(setting, LITE0, autocast="off", confident_visits="each")),
     )  # fmt: skip
 
 
@@ -416,7 +418,6 @@ def _timed(work: Callable[..., Any], parts: dict[str, float], part: str) -> Call
 
 ROWS: dict[str, Callable[[Setting, Path], list[Comparison]]] = {
     "epoch_wrn50": epoch_wrn50,
-    "epoch_shipped": epoch_shipped,
     "epoch_lite0": epoch_lite0,
     "inference": inference,
     "memory": memory,
