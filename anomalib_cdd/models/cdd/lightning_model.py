@@ -68,8 +68,9 @@ class Cdd(AnomalibModule):
     Every epoch splits the training set into domains, trains a student of each, and lets the students of the *other*
     domains tell the global student what each image would look like without its anomaly.
 
-    The defaults are the paper's. With ``domain_construction``, ``confidence_guidance``, ``pseudo_normal`` and
-    ``confident_distillation`` off, ``regularization=0`` and ``feature_noise=0`` it is plain Reverse Distillation.
+    The defaults are the paper's, but for ``confident_visits``. With ``domain_construction``, ``confidence_guidance``,
+    ``pseudo_normal`` and ``confident_distillation`` off, ``regularization=0`` and ``feature_noise=0`` it is plain
+    Reverse Distillation.
 
     Args:
         backbone: timm name of the teacher.
@@ -91,8 +92,9 @@ class Cdd(AnomalibModule):
             (Table 4, P.N.). Without it nothing reads the domain students, so none is trained.
         confident_distillation: Whether the global student also learns the confident images from the teacher
             (Table 4, Conf.D.; Eq. 21).
-        confident_visits: ``"each"`` visits a confident image once per domain, each time without that domain's student;
-            ``"once"`` visits it once, with all students as candidates.
+        confident_visits: ``"once"`` lets the global student visit a confident image once an epoch, with all domain
+            students as candidates: a quarter less time, and nothing lost on three data sets and seeds. ``"each"``, the
+            paper's, visits it once per domain, each time without that domain's student.
         domain_optimizer: Adam moments of a domain student at its fork: ``"reset"``; ``"keep"`` those of the domain
             student before it; ``"fork"``, a copy of the global student's.
         domain_passes: Passes of a domain student over its domain in an epoch. The paper's is one; a small training set
@@ -142,7 +144,7 @@ class Cdd(AnomalibModule):
         confidence_guidance: bool = True,
         pseudo_normal: bool = True,
         confident_distillation: bool = True,
-        confident_visits: Literal["each", "once"] = "each",
+        confident_visits: Literal["each", "once"] = "once",
         domain_optimizer: Literal["reset", "keep", "fork"] = "reset",
         domain_passes: int = 1,
         domain_parallel: bool = True,
