@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is measured: one function a row."""
 
+import gc
 import json
 import os
 import subprocess
@@ -119,6 +120,7 @@ def epoch_seconds(
     timer = EpochClock()
     callbacks = (timer, ModelCheckpoint(save_top_k=0), *callbacks)
     options: dict[str, Any] = {**QUIET, "accelerator": "cpu", "devices": 1, "callbacks": list(callbacks)} | trainer
+    gc.collect()  # trainers and models refer to each other: the last ones would still be there
     engine = Engine(max_epochs=len(points) + 1, default_root_dir=folder, **options)
     engine.fit(model, datamodule=data)
     return timer.seconds[1:]
@@ -252,13 +254,19 @@ def _openvino_form(setting: Setting, model: Any, folder: Path, data: FolderNoisy
 
 
 def _inferred(model: Any, images: Tensor) -> Callable[[], Any]:
-    """Return the inference of a batch; OpenVINO chooses its precision."""
+    """Return the inference of a batch; OpenVINO chooses its precision, and takes one image at a time where it must."""
     import openvino
 
     if not isinstance(model, openvino.Model):
         return partial(model, images)
-    model.reshape(images.shape)
-    return partial(openvino.compile_model(model, "CPU"), images.numpy())
+    batches = [images.numpy()]
+    try:
+        model.reshape(images.shape)
+    except RuntimeError:  # Patchcore's export knows one image
+        batches = list(images[:, None].numpy())
+        model.reshape(batches[0].shape)
+    compiled = openvino.compile_model(model, "CPU")
+    return lambda: [compiled(batch) for batch in batches]
 
 
 def memory(setting: Setting, folder: Path) -> list[Comparison]:
