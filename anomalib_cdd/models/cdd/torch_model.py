@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -104,16 +105,12 @@ class CddModel(nn.Module):
             Shape ``(B,)``, in [0, 1]: the maximum of the blurred map.
         """
         height, width = (side * self.teacher.levels[0].stride for side in teacher[0].shape[-2:])
-        blur_columns, blur_rows = self.blur
         total = torch.zeros((), device=teacher[0].device)
         with full_precision(teacher[0].device.type):
             for t, s in zip(teacher, student, strict=True):
                 distances = 1 - pixel_cosine(t.float(), s.float())
-                # interpolation and blur are linear in rows and in columns: two small matrices do both
-                down, across = (torch.eye(side)[None, None].to(next(self.blur.buffers())) for side in t.shape[-2:])
-                down = blur_columns(_stretch(down, (height, down.shape[-1])))
-                across = blur_rows(_stretch(across, (across.shape[-2], width)))
-                total = total + down[0].float() @ distances @ across[0].float()
+                down, across = spread(t.shape[-2], height, t.device), spread(t.shape[-1], width, t.device)
+                total = total + down @ distances @ across.T
         return total.amax(dim=(-2, -1)).clamp_min(0) * self.map_scale
 
     def distance_map(self, teacher: list[Tensor], student: list[Tensor], size: Sequence[int]) -> Tensor:
@@ -133,6 +130,23 @@ class CddModel(nn.Module):
         ]
         total = torch.stack(maps).sum(dim=0).clamp_min(0) * self.map_scale
         return total.to(next(self.blur.buffers()).dtype)
+
+
+@lru_cache(maxsize=16)
+def spread(side: int, size: int, device: torch.device) -> Tensor:
+    """Return what interpolation and blur do to a map along one of its sides: both are linear and separable.
+
+    Args:
+        side: Length of a level's side.
+        size: That of the anomaly map.
+        device: Where the matrix is wanted.
+
+    Returns:
+        Shape ``(size, side)``.
+    """
+    identity = torch.eye(side, device=device)[None, None]
+    blur = GaussianBlur2d(sigma=BLUR_SIGMA, kernel_size=(BLUR_KERNEL, 1)).to(device)
+    return blur(_stretch(identity, (size, side)))[0, 0]
 
 
 def _stretch(maps: Tensor, size: Sequence[int]) -> Tensor:
