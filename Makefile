@@ -15,7 +15,7 @@ help:
 	@echo "make demo        train CDD on contaminated solar-cell images and show what it found (minutes)"
 	@echo "make test        run every test"
 	@echo "make test-slow   run the tests that take minutes too"
-	@echo "make bench       measure speed against anomalib's models (half an hour; results/bench)"
+	@echo "make bench       measure speed against anomalib's models (an hour on two cores, 12 GB; results/bench)"
 	@echo "make check       ruff and mypy"
 	@echo "make demo-smoke  the demo at a tiny size, to see that everything is installed"
 	@echo "make TORCH=cpu ...  choose torch's build: cpu, cu126, cu130, rocm, xpu"

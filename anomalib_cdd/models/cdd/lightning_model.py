@@ -93,8 +93,8 @@ class Cdd(AnomalibModule):
         confident_distillation: Whether the global student also learns the confident images from the teacher
             (Table 4, Conf.D.; Eq. 21).
         confident_visits: ``"once"`` lets the global student visit a confident image once an epoch, with all domain
-            students as candidates: a quarter less time, and nothing lost on three data sets and seeds. ``"each"``, the
-            paper's, visits it once per domain, each time without that domain's student.
+            students as candidates: a tenth to a quarter less time for an epoch, and level within the seeds where both
+            were run. ``"each"``, the paper's, visits it once per domain, each time without that domain's student.
         domain_optimizer: Adam moments of a domain student at its fork: ``"reset"``; ``"keep"`` those of the domain
             student before it; ``"fork"``, a copy of the global student's.
         domain_passes: Passes of a domain student over its domain in an epoch. The paper's is one; a small training set
