@@ -9,6 +9,7 @@ They live as long as the session: copy one before changing it.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +18,20 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from anomalib_cdd.signals import kept_signal_stack
+
 SIZE = 64
 
 # the same cases in every run
 settings.register_profile("here", max_examples=50, deadline=None, derandomize=True, database=None)
 settings.load_profile("here")
+
+
+@pytest.fixture(autouse=True)
+def _signal_stack() -> Iterator[None]:
+    """A test that runs OpenVINO twice at once would end the tests after it; see there."""
+    with kept_signal_stack():
+        yield
 
 
 class Sample(NamedTuple):
