@@ -52,7 +52,7 @@ from .domains import (
 from .history import TrainingHistory
 from .loss import Selection, distance, perturb, target_distance
 from .students import DEFAULT_WIDTH, Student
-from .torch_model import CddModel
+from .torch_model import CddModel, is_traced
 from .training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
@@ -105,8 +105,8 @@ class Cdd(AnomalibModule):
         learning_rate: Adam's, for every student.
         gradient_clip_val: Largest norm of a student's gradient; ``None`` does not clip.
         seed: Seed of partitions, orders and noise. With the epoch it fixes them, whatever was drawn before.
-        autocast: ``"auto"`` trains in bf16 where the device computes in it and the trainer asks for no precision of its
-            own; ``"off"`` leaves precision to the trainer.
+        autocast: ``"auto"`` trains and predicts in bf16 where the device computes in it and the trainer asks for no
+            precision of its own; ``"off"`` leaves precision to the trainer. Exports are fp32 either way.
         cache: ``"auto"`` keeps the teacher's features of the training set, in fp16, unless training augmentations are
             random; ``"off"`` computes them at every pass.
         cache_memory_gb: Memory for features, in GiB; what does not fit goes to disk.
@@ -341,7 +341,8 @@ class Cdd(AnomalibModule):
             self._steps_done += 1
 
     def _autocast(self) -> AbstractContextManager:
-        auto = self.options.autocast == "auto" and self.trainer.precision == "32-true"
+        chosen = self.dtype != torch.float32 or getattr(self._trainer, "precision", "32-true") != "32-true"
+        auto = self.options.autocast == "auto" and not chosen and not is_traced()
         return bf16_where_fast(self.device) if auto else nullcontext()
 
     def _remember_epoch(self) -> None:
@@ -382,7 +383,19 @@ class Cdd(AnomalibModule):
             The batch with anomaly maps and scores.
         """
         del batch_idx
-        return batch.update(**self.model(batch.image)._asdict())
+        with self._autocast():
+            return batch.update(**self.model(batch.image)._asdict())
+
+    def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> Any:  # as in anomalib
+        """Pre-process, score and post-process images; see anomalib's ``AnomalibModule.forward``.
+
+        Args:
+            batch: Images of shape ``(B, 3, H, W)`` in [0, 1].
+            args: Ignored.
+            kwargs: Ignored.
+        """
+        with self._autocast():
+            return super().forward(batch, *args, **kwargs)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return one Adam for the global student and one for each domain student."""
