@@ -25,3 +25,8 @@ def bf16_where_fast(device: torch.device) -> AbstractContextManager:
     if not computes_in_bf16(device):
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def is_traced() -> bool:
+    """Return whether an export or a compiler follows what is computed; it would take autocast along."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()

@@ -33,7 +33,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 from anomalib_cdd.audit import TrainingAudit
 from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalisation
 from anomalib_cdd.post_processing import LabelFreePostProcessor
-from anomalib_cdd.precision import bf16_where_fast
+from anomalib_cdd.precision import bf16_where_fast, is_traced
 from anomalib_cdd.quantization import quantize
 from anomalib_cdd.ranks import Ranks, gradients, use_one_results_folder
 from anomalib_cdd.visualization import UncroppedVisualizer
@@ -52,7 +52,7 @@ from .domains import (
 from .history import TrainingHistory
 from .loss import Selection, distance, perturb, target_distance
 from .students import DEFAULT_WIDTH, Student
-from .torch_model import CddModel, is_traced
+from .torch_model import CddModel
 from .training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,9 @@ class Cdd(AnomalibModule):
     Every epoch splits the training set into domains, trains a student of each, and lets the students of the *other*
     domains tell the global student what each image would look like without its anomaly.
 
-    The defaults are the paper's, but for ``confident_visits``. With ``domain_construction``, ``confidence_guidance``,
-    ``pseudo_normal`` and ``confident_distillation`` off, ``regularization=0`` and ``feature_noise=0`` it is plain
-    Reverse Distillation.
+    The defaults are the paper's, but for ``confident_visits`` and ``autocast``. With ``domain_construction``,
+    ``confidence_guidance``, ``pseudo_normal`` and ``confident_distillation`` off, ``regularization=0`` and
+    ``feature_noise=0`` it is plain Reverse Distillation.
 
     Args:
         backbone: timm name of the teacher.
@@ -386,14 +386,18 @@ class Cdd(AnomalibModule):
         with self._autocast():
             return batch.update(**self.model(batch.image)._asdict())
 
-    def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> Any:  # as in anomalib
-        """Pre-process, score and post-process images; see anomalib's ``AnomalibModule.forward``.
+    def test_step(self, batch: Batch, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Score a batch; see :meth:`validation_step`."""
+        with self._autocast():
+            return super().test_step(batch, batch_idx, *args, **kwargs)
 
-        Args:
-            batch: Images of shape ``(B, 3, H, W)`` in [0, 1].
-            args: Ignored.
-            kwargs: Ignored.
-        """
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+        """Score a batch; see :meth:`validation_step`."""
+        with self._autocast():
+            return super().predict_step(batch, batch_idx, dataloader_idx)
+
+    def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Pre-process images ``(B, 3, H, W)`` in [0, 1], score and post-process them: what an export does."""
         with self._autocast():
             return super().forward(batch, *args, **kwargs)
 

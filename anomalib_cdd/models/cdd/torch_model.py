@@ -5,7 +5,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from anomalib.data import InferenceBatch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomalib_cdd.backbones import Teacher
-from anomalib_cdd.folding import folded
 
 from .loss import pixel_cosine
 from .students import DEFAULT_WIDTH, build_student
@@ -24,14 +23,6 @@ if TYPE_CHECKING:
 
 BLUR_SIGMA = 4.0
 BLUR_KERNEL = 2 * int(4 * BLUR_SIGMA + 0.5) + 1
-EXAMPLE_SIDE = 64
-
-
-class _Folded(NamedTuple):
-    """Teacher and student for inference, and the weights that they were made of."""
-
-    networks: tuple[nn.Module, nn.Module]
-    made_of: Any
 
 
 class CddModel(nn.Module):
@@ -53,8 +44,6 @@ class CddModel(nn.Module):
     ) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
-        # not modules: they stay out of checkpoints, exports and parameters
-        self._folded: _Folded | None = None
         self.teacher = teacher
         self.student = build_student(teacher, student_width)
         # a Gaussian is separable: rows, then columns
@@ -81,44 +70,12 @@ class CddModel(nn.Module):
         Returns:
             ``anomaly_map``, shape ``(B, 1, H, W)``, and its maximum ``pred_score``, shape ``(B,)``; both in [0, 1].
         """
-        networks: tuple[nn.Module, nn.Module] = (self.teacher, self.student)
-        dtype = images.dtype
-        if not (self.training or torch.is_grad_enabled() or is_traced()):
-            dtype = torch.bfloat16 if _autocasts_to_bf16(images) else dtype
-            networks = self._for_inference(dtype)
-        teacher, student = networks
-        features = teacher((self.tiler.tile(images) if self.tiler else images).to(dtype))
-        reconstructed = student(features)
+        features = self.teacher_features(images)
+        reconstructed = self.student(features)
         # in full precision: bf16 has 256 values between 0.5 and 1, and scores would tie
         with full_precision(images.device.type):
             anomaly_map = self.anomaly_map(features, reconstructed, images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-3, -2, -1)), anomaly_map=anomaly_map)
-
-    def _for_inference(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-        """Return teacher and student with folded normalisation, made anew where a weight has changed.
-
-        Under autocast their weights are cast once, and not at every call.
-        """
-        state = self.state_dict(keep_vars=True).values()
-        made_of = (dtype, [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in state])  # noqa: SLF001
-        if self._folded is None or self._folded.made_of != made_of:
-            self._folded = None  # give back memory before more is taken
-            first = next(self.teacher.parameters())
-            # from a source of its own: inference leaves nobody's random numbers behind
-            example = torch.rand(1, 3, EXAMPLE_SIDE, EXAMPLE_SIDE, generator=torch.Generator().manual_seed(0)).to(first)
-            teacher = folded(self.teacher, example, dtype)
-            self._folded = _Folded((teacher, folded(self.student, self.teacher(example), dtype)), made_of)
-        return self._folded.networks
-
-    def train(self, mode: bool = True) -> "CddModel":
-        """Set the mode; training gives the memory of inference back."""
-        if mode:
-            self._folded = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle and copy weights once."""
-        return self.__dict__ | {"_folded": None}
 
     def anomaly_map(self, teacher: list[Tensor], student: list[Tensor], size: Sequence[int]) -> Tensor:
         """Return the blurred map of images of ``size``, put together from tiles where there is a tiler.
@@ -194,16 +151,6 @@ def spread(side: int, size: int, device: torch.device) -> Tensor:
 
 def _stretch(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
-
-
-def is_traced() -> bool:
-    """Return whether an export or a compiler follows what is computed."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-
-
-def _autocasts_to_bf16(images: Tensor) -> bool:
-    device = images.device.type
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
 
 
 def full_precision(device_type: str) -> AbstractContextManager:

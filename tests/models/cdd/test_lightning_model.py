@@ -644,13 +644,34 @@ def test_autocast_takes_bf16_where_it_is_fast_and_nobody_chose(
 ) -> None:
     monkeypatch.setattr("anomalib_cdd.precision.computes_in_bf16", lambda device: fast)
     model = make_model(autocast=autocast)
-    seen = set()
-    model.model.student.register_forward_hook(
-        lambda student, _, levels: seen.add(levels[0].dtype) if student.training else None
-    )
-    make_engine(1, precision=precision).fit(model, datamodule=make_data())
-    assert seen == {expected}
+    seen: dict[bool, set] = {True: set(), False: set()}
+    model.model.student.register_forward_hook(lambda student, _, levels: seen[student.training].add(levels[0].dtype))
+    engine = make_engine(1, precision=precision)
+    engine.fit(model, datamodule=make_data())
+    assert seen[True] == {expected}
+    ways = [lambda: model(torch.rand(1, 3, 64, 64, dtype=model.dtype))]
+    if precision != "64-true":  # anomalib's own loops give images in fp32
+        ways += [lambda: engine.test(model, datamodule=make_data())]
+        ways += [lambda: engine.predict(model, datamodule=make_data())]
+    for predict in ways:
+        seen[False].clear()
+        model.eval()
+        with torch.no_grad():
+            predict()
+        assert seen[False] == {expected}
     assert model.model.student.bottleneck.squeeze[0][0].weight.dtype != torch.bfloat16
+
+
+def test_an_export_is_traced_in_fp32(make_model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("anomalib_cdd.precision.computes_in_bf16", lambda device: True)
+    image = torch.rand(1, 3, 64, 64)
+    model = make_model(autocast="auto", post_processor=False).eval()
+    inferencer = OpenVINOInferencer(model.to_openvino(tmp_path), device="CPU", config=SINGLE_PRECISION)
+    exported = float(inferencer.predict(image[0].permute(1, 2, 0).numpy()).pred_score.squeeze())
+    with torch.no_grad():
+        in_bf16 = model(image).pred_score.item()
+        in_fp32 = model.model(model.pre_processor(image)).pred_score.item()
+    assert abs(exported - in_fp32) < 1e-6 < abs(in_bf16 - in_fp32)
 
 
 def test_a_loss_and_its_gradient_do_not_depend_on_how_levels_lie_in_memory() -> None:
