@@ -113,17 +113,20 @@ class FeatureCache:
         self._budget = budget
         self._ranks = budget.ranks if budget else Ranks()
         self._in_memory = not directories or directories[0] == SHARED_MEMORY
-        self._sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
-        self._values = self._allocate(count, sum(self._sizes), dtype, directories)
+        sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
+        values = self._allocate(count * sum(sizes), dtype, directories)
+        # level by level, so that samples of a level lie as networks and losses want them, without a copy
+        parts = values.split([count * size for size in sizes])
+        self._levels = [part.view(count, size) for part, size in zip(parts, sizes, strict=True)]
 
     @staticmethod
     def size_of(count: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> int:
         """Return the size in bytes."""
         return count * sum(int(torch.Size(shape).numel()) for shape in shapes) * dtype.itemsize
 
-    def _allocate(self, count: int, width: int, dtype: torch.dtype, directories: Sequence[Path]) -> Tensor:
+    def _allocate(self, count: int, dtype: torch.dtype, directories: Sequence[Path]) -> Tensor:
         if not directories or count == 0:
-            return torch.empty(count, width, dtype=dtype)
+            return torch.empty(count, dtype=dtype)
         # one rank makes the file and all map it; if it cannot be made, all say so
         file = self._make_file(directories) if self._ranks.is_first else None
         told = self._ranks.tell(file if file is None or isinstance(file, OSError) else file.name)
@@ -132,7 +135,7 @@ class FeatureCache:
         with file or Path(told).open("r+b") as mapped:
             values = mmap.mmap(mapped.fileno(), self.size)
             self._ranks.wait()
-        return torch.frombuffer(values, dtype=dtype).view(count, width)
+        return torch.frombuffer(values, dtype=dtype)
 
     def _make_file(self, directories: Sequence[Path]) -> Any:  # a file; typeshed has one class a way of opening it
         """Return a file of the cache's size in the first directory that has room, or why there is none."""
@@ -166,16 +169,14 @@ class FeatureCache:
         Raises:
             NotFiniteError: If a value is not finite, or too large for the cache's precision.
         """
-        start = 0
-        for level in levels:
+        for kept, level in zip(self._levels, levels, strict=True):
             # channels last, as networks put them out
-            flat = level.detach().permute(0, 2, 3, 1).flatten(1).to(self._values.dtype)
+            flat = level.detach().permute(0, 2, 3, 1).flatten(1).to(kept.dtype)
             # a norm is the fastest look at every value
             if not torch.linalg.vector_norm(flat, dtype=torch.float32).isfinite():
                 msg = f"features are not finite in {str(flat.dtype).removeprefix('torch.')}"
                 raise NotFiniteError(msg)
-            self._values[:, start : start + flat.shape[1]].index_copy_(0, indices, flat.cpu())
-            start += flat.shape[1]
+            kept.index_copy_(0, indices, flat.cpu())
 
     def read(
         self,
@@ -183,16 +184,21 @@ class FeatureCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> list[Tensor]:
-        """Return the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices``."""
-        flat = self._values[indices].to(device).to(dtype)
+        """Return the levels ``(B, C_l, H_l, W_l)`` of the samples ``indices``, under autocast as they are kept.
+
+        A conversion to fp32 takes longer than all else here, and whoever computes under autocast converts anyway.
+        """
+        levels = [kept[indices].to(device) for kept in self._levels]
+        if not torch.is_autocast_enabled(levels[0].device.type):
+            levels = [level.to(dtype) for level in levels]
         return [
-            level.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
-            for level, (channels, height, width) in zip(flat.split(self._sizes, dim=1), self.shapes, strict=True)
+            level.view(-1, height, width, channels).permute(0, 3, 1, 2)
+            for level, (channels, height, width) in zip(levels, self.shapes, strict=True)
         ]
 
     def release(self) -> None:
         """Give memory or disk back."""
-        self._values = torch.empty(0)
+        self._levels = []
         if self._in_memory and self._budget is not None:
             self._budget.left += self.size
         self._budget = None
@@ -255,7 +261,7 @@ class TeacherFeatures:
         ranks.wait()
 
     def iterate(self, batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Yield the levels ``(B, C_l, H_l, W_l)`` of each batch of sample indices."""
+        """Yield the levels ``(B, C_l, H_l, W_l)`` of each batch of sample indices; see :meth:`FeatureCache.read`."""
         if self.cache is not None:
             for indices in batches:
                 yield self.cache.read(indices, self._device, self._dtype)

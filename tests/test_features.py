@@ -61,3 +61,20 @@ def test_its_room_comes_back(tmp_path: Path) -> None:
     for cache in caches:
         cache.release()
     assert open_files() == before
+
+
+def test_levels_come_as_they_are_kept_under_autocast_and_lie_as_networks_want_them() -> None:
+    shapes = [(6, 4, 4), (8, 2, 2)]
+    cache = FeatureCache(3, shapes, torch.float16)
+    levels = [torch.randn(3, *shape) for shape in shapes]
+    cache.write(torch.arange(3), levels)
+    order = torch.tensor([2, 0])
+    plain = cache.read(order)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kept = cache.read(order)
+    for level, half, single in zip(levels, kept, plain, strict=True):
+        assert (half.dtype, single.dtype) == (torch.float16, torch.float32)
+        assert torch.equal(half, level[order].half())
+        assert torch.equal(single, half.float())
+        for read in (half, single):
+            assert read.is_contiguous(memory_format=torch.channels_last)

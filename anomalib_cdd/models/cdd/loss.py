@@ -7,6 +7,7 @@ whatever the precision of the networks.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -29,13 +30,9 @@ class _Cosine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, target: Tensor, output: Tensor) -> Tensor:  # autograd's context
         """Return the cosine of each image, shape ``(B,)``."""
-        if _is_channels_last(output):
-            target = target.contiguous(memory_format=torch.channels_last)
-        flat_target, flat_output = _flat(target, output).float(), _flat(output, output).float()
-        squared = flat_output.norm(dim=1).square()
-        norms = flat_target.norm(dim=1) * squared.sqrt()
-        inverse = 1 / norms.clamp_min(EPSILON)
-        cosine = _dot(flat_target, flat_output) * inverse
+        product, of_target, squared = _products(_flat(target, output), _flat(output, output))
+        inverse = 1 / (of_target.sqrt() * squared.sqrt()).clamp_min(EPSILON)
+        cosine = product * inverse
         ctx.save_for_backward(target, output, inverse, cosine / squared.clamp_min(EPSILON**2))
         return cosine
 
@@ -43,13 +40,12 @@ class _Cosine(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         """Return d cos / d s = t / (|t| |s|) - cos s / |s|^2."""
         target, output, inverse, ratio = ctx.saved_tensors
-        per_image = (-1,) + (1,) * (output.ndim - 1)
-        along = (gradient * inverse).view(per_image).to(output.dtype)
-        return None, torch.addcmul(
-            target.to(output.dtype) * along,
-            output,
-            (-gradient * ratio).view(per_image).to(output.dtype),
-        )
+        along, against = (gradient * inverse).to(output.dtype), (-gradient * ratio).to(output.dtype)
+        result = torch.empty_like(output)
+        images = (_flat(level, output) for level in (result, target, output))
+        for of_image, t, s, a, b in zip(*images, along, against, strict=True):
+            torch.mul(t.to(output.dtype), a, out=of_image).addcmul_(s, b)
+        return None, result
 
 
 def _is_channels_last(level: Tensor) -> bool:
@@ -61,11 +57,15 @@ def _flat(level: Tensor, like: Tensor) -> Tensor:
     return level.permute(0, 2, 3, 1).flatten(1) if _is_channels_last(like) else level.flatten(1)
 
 
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    """Inner product of each row; BLAS' is several times as fast as a reduction on a processor."""
+def _products(first: Tensor, second: Tensor) -> Tensor:
+    """Return the inner products <a, b>, <a, a> and <b, b> of each row, in fp32, shape ``(3, B)``."""
     if first.is_cuda:
-        return (first * second).sum(dim=1)
-    return torch.stack([torch.dot(a, b) for a, b in zip(first, second, strict=True)])
+        a, b = first.float(), second.float()
+        return torch.stack([(a * b).sum(dim=1), a.square().sum(dim=1), b.square().sum(dim=1)])
+    # image by image, or what a processor's cache has just held is fetched again each time
+    rows = ((a.float(), b.float()) for a, b in zip(first, second, strict=True))
+    products = [torch.stack([torch.dot(a, b), torch.dot(a, a), torch.dot(b, b)]) for a, b in rows]
+    return torch.stack(products, dim=1)
 
 
 def _cosines(first: Levels, second: Levels) -> Tensor:
@@ -152,8 +152,9 @@ def perturb(levels: Levels, sigma: float, generator: Generator, relative: bool =
     perturbed = []
     for level in levels:
         # channels last, as the levels are and the student wants them
-        noise = torch.randn(level.permute(0, 2, 3, 1).shape, generator=generator).permute(0, 3, 1, 2).to(level)
-        perturbed.append(noise.mul_(sigma * level.std() if relative else sigma).add_(level))
+        noise = torch.randn(level.permute(0, 2, 3, 1).shape, generator=generator).permute(0, 3, 1, 2)
+        noise = noise.to(level.device, torch.promote_types(level.dtype, noise.dtype))
+        perturbed.append(noise.mul_(sigma * level.float().std() if relative else sigma).add_(level))
     return perturbed
 
 
@@ -166,7 +167,9 @@ def pseudo_normal(candidates: Sequence[Levels], weights: Tensor, selection: Sele
         selection: As in :func:`candidate_weights`. With ``"all"`` each flattened level is scaled to length one before
             the mean is taken, as :func:`target_distance` expects.
     """
-    dtype = torch.float32 if selection == "all" else candidates[0][0].dtype
+    # of a candidate that nobody asked the levels stand for nothing, and may be of another precision
+    dtypes = (levels[0].dtype for levels in candidates)
+    dtype = torch.float32 if selection == "all" else reduce(torch.promote_types, dtypes)
     targets = [torch.zeros_like(level, dtype=dtype) for level in candidates[0]]
     for h, levels in enumerate(candidates):
         used = weights[:, h].nonzero().flatten()

@@ -60,6 +60,10 @@ class Student(nn.Module):
         Returns:
             Levels of the same shapes.
         """
+        device = features[0].device.type
+        if torch.is_autocast_enabled(device):
+            # here, and not in each layer: autocast does not join levels of fp16 and bf16
+            features = [feature.to(torch.get_autocast_dtype(device)) for feature in features]
         levels = self.decoder(self.bottleneck(features))
         return [_fit(level, feature.shape[-2:]) for level, feature in zip(levels, features, strict=True)]
 

@@ -43,3 +43,14 @@ def test_levels_whose_strides_do_not_double_are_refused() -> None:
     teacher.levels = (Level("a", 32, 4, signed=False), Level("b", 48, 12, signed=False))
     with pytest.raises(ValueError, match=r"\[4, 12\]"):
         build_student(teacher)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "test_resnet"])
+@torch.no_grad()
+def test_levels_of_fp16_and_bf16_make_no_difference_under_autocast(backbone: str) -> None:
+    teacher = Teacher(backbone, pre_trained=False)
+    student = build_student(teacher).eval()
+    levels = [level.half() for level in teacher(torch.randn(2, 3, 64, 64))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kept, single = student(levels), student([level.float() for level in levels])
+    assert all(torch.equal(a, b) for a, b in zip(kept, single, strict=True))
