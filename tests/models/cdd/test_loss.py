@@ -12,6 +12,7 @@ from anomalib_cdd.models.cdd.loss import (
     candidate_weights,
     confidence,
     distance,
+    perturb,
     pseudo_normal,
     similarity,
     target_distance,
@@ -125,3 +126,23 @@ def test_half_precision_is_computed_in_single() -> None:
     big = [torch.full((1, 4, 8, 8), 300.0, dtype=torch.float16)]  # the sum of squares overflows fp16
     assert similarity(big, big).item() == pytest.approx(1.0)
     assert distance(big, [part.float() for part in big]).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_noise_is_added_in_single_precision_whatever_the_features_are_kept_in(relative: bool) -> None:
+    level = torch.randn(2, 3, 4, 5).half()
+    (kept,), (single,) = (
+        perturb([each], 0.2, torch.Generator().manual_seed(0), relative) for each in (level, level.float())
+    )
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, single)
+    (double,) = perturb([level.double()], 0.2, torch.Generator().manual_seed(0), relative)
+    assert double.dtype == torch.float64
+
+
+def test_a_candidate_that_nobody_asked_sets_no_precision() -> None:
+    """In its place stand the teacher's levels, in fp16, which those of an untrained student overflow."""
+    asked = torch.full((1, 2, 1, 1), 1e6, dtype=torch.bfloat16)
+    placeholder = torch.ones(1, 2, 1, 1, dtype=torch.float16)
+    (target,) = pseudo_normal([[placeholder], [asked]], torch.tensor([[0.0, 1.0]]), "consensual")
+    assert torch.equal(target, asked.float())
