@@ -105,8 +105,9 @@ class Cdd(AnomalibModule):
         learning_rate: Adam's, for every student.
         gradient_clip_val: Largest norm of a student's gradient; ``None`` does not clip.
         seed: Seed of partitions, orders and noise. With the epoch it fixes them, whatever was drawn before.
-        autocast: ``"auto"`` trains and predicts in bf16 where the device computes in it and the trainer asks for no
-            precision of its own; ``"off"`` leaves precision to the trainer. Exports are fp32 either way.
+        autocast: ``"auto"`` runs students in bf16, in training and prediction, where the device computes in it and the
+            trainer asks for no precision of its own; ``"off"`` leaves precision to the trainer. The teacher runs in
+            fp32 and exports are fp32 either way.
         cache: ``"auto"`` keeps the teacher's features of the training set, in fp16, unless training augmentations are
             random; ``"off"`` computes them at every pass.
         cache_memory_gb: Memory for features, in GiB; what does not fit goes to disk.

@@ -70,7 +70,9 @@ class CddModel(nn.Module):
         Returns:
             ``anomaly_map``, shape ``(B, 1, H, W)``, and its maximum ``pred_score``, shape ``(B,)``; both in [0, 1].
         """
-        features = self.teacher_features(images)
+        # the teacher in full precision, as in training: bf16 there costs up to .004 of AUROC, in the student nothing
+        with full_precision(images.device.type):
+            features = self.teacher_features(images)
         reconstructed = self.student(features)
         # in full precision: bf16 has 256 values between 0.5 and 1, and scores would tie
         with full_precision(images.device.type):

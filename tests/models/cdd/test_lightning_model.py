@@ -646,6 +646,8 @@ def test_autocast_takes_bf16_where_it_is_fast_and_nobody_chose(
     model = make_model(autocast=autocast)
     seen: dict[bool, set] = {True: set(), False: set()}
     model.model.student.register_forward_hook(lambda student, _, levels: seen[student.training].add(levels[0].dtype))
+    of_teacher = set()
+    model.model.teacher.register_forward_hook(lambda _, __, levels: of_teacher.add(levels[0].dtype))
     engine = make_engine(1, precision=precision)
     engine.fit(model, datamodule=make_data())
     assert seen[True] == {expected}
@@ -659,6 +661,7 @@ def test_autocast_takes_bf16_where_it_is_fast_and_nobody_chose(
         with torch.no_grad():
             predict()
         assert seen[False] == {expected}
+    assert of_teacher == {model.dtype}
     assert model.model.student.bottleneck.squeeze[0][0].weight.dtype != torch.bfloat16
 
 
