@@ -93,8 +93,9 @@ class Cdd(AnomalibModule):
         confident_distillation: Whether the global student also learns the confident images from the teacher
             (Table 4, Conf.D.; Eq. 21).
         confident_visits: ``"once"`` lets the global student visit a confident image once an epoch, with all domain
-            students as candidates: a tenth to a quarter less time for an epoch, and level within the seeds where both
-            were run. ``"each"``, the paper's, visits it once per domain, each time without that domain's student.
+            students as candidates: a tenth to a quarter less time for an epoch. ``"each"``, the paper's, visits it once
+            per domain, each time without that domain's student. On two of three data sets they are level; on the
+            third ``"once"`` is ahead on two seeds and far behind on one (``experiments/README.md``).
         domain_optimizer: Adam moments of a domain student at its fork: ``"reset"``; ``"keep"`` those of the domain
             student before it; ``"fork"``, a copy of the global student's.
         domain_passes: Passes of a domain student over its domain in an epoch. The paper's is one; a small training set
