@@ -34,7 +34,8 @@ def make_model(name: str, evaluator: Any) -> Any:
     steps = Compose([Resize((64, 64), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
     common = {"pre_trained": False, "visualizer": False, "pre_processor": PreProcessor(steps), "evaluator": evaluator}
     if name == "Cdd":
-        return Cdd(backbone="test_resnet", student_width=8, audit=False, **common)
+        # in fp32: so scores what it is compared with
+        return Cdd(backbone="test_resnet", student_width=8, audit=False, autocast="off", **common)
     if name == "Patchcore":
         return Patchcore(backbone="resnet18", layers=["layer1"], coreset_sampling_ratio=0.05, **common)
     return Padim(backbone="resnet18", layers=["layer1"], n_features=4, **common)
