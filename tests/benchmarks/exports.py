@@ -22,7 +22,6 @@ from anomalib_cdd import Cdd
 from anomalib_cdd.components import build
 from anomalib_cdd.fuad.grid import _fill_data_root
 from anomalib_cdd.measures import auroc
-from anomalib_cdd.precision import bf16_where_fast
 from anomalib_cdd.predictions import score_dataset
 
 FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -44,11 +43,19 @@ def measure(model: Cdd, datamodule: Any, folder: Path) -> dict[str, float]:
         return auroc(of_each[plain.labels == 1], of_each[plain.labels == 0])
 
     measured = {"Lightning, fp32": measured_by(plain.scores.tolist())}
-    with torch.inference_mode(), bf16_where_fast(torch.device("cpu")):
-        outputs = [
-            model.model(model.pre_processor.transform(image)) for image in tqdm(images, desc="bf16", leave=False)
-        ]
-    measured["Lightning"] = measured_by([output.pred_score.item() for output in outputs])
+    of_student, of_both = [], []
+    model.eval()
+    with torch.inference_mode():
+        for image in tqdm(images, desc="bf16", leave=False):
+            transformed = model.pre_processor.transform(image)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                of_student.append(model.model(transformed).pred_score.item())
+                levels = model.model.teacher(transformed)
+                output = model.model.student(levels)
+            single = [[level.float() for level in each] for each in (levels, output)]
+            of_both.append(model.model.anomaly_map(*single, transformed.shape[-2:]).amax().item())
+    measured["Lightning, bf16"] = measured_by(of_student)
+    measured["and the teacher in bf16"] = measured_by(of_both)
     for name, (compression, config) in FORMS.items():
         options = compression | ({"datamodule": datamodule} if compression else {})
         network = openvino.compile_model(model.to_openvino(folder / name, **options), "CPU", config)
@@ -66,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     checkpoints = sorted(options.folder.glob("runs/**/*.ckpt"))
     if not checkpoints:
         parser.error(f"{options.folder} has no checkpoints; run `fuad --checkpoints true`")
-    names = ["Lightning, fp32", "Lightning", *FORMS]
+    names = ["Lightning, fp32", "Lightning, bf16", "and the teacher in bf16", *FORMS]
     print(f"| cell | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     for checkpoint in checkpoints:
         key = checkpoint.relative_to(options.folder / "runs").parts[0]

@@ -400,12 +400,8 @@ class Cdd(AnomalibModule):
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Pre-process images ``(B, 3, H, W)`` in [0, 1], score and post-process them: what an export does."""
-        del args, kwargs
-        # outside autocast, under which images would be resized in bf16
-        batch = self.pre_processor(batch) if self.pre_processor else batch
         with self._autocast():
-            predictions = self.model(batch)
-        return self.post_processor(predictions) if self.post_processor else predictions
+            return super().forward(batch, *args, **kwargs)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return one Adam for the global student and one for each domain student."""

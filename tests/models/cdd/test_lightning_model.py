@@ -27,7 +27,6 @@ from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Resize
 from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.backbones import PYPI_TEACHER
 from anomalib_cdd.features import FeatureCache, TeacherFeatures
-from anomalib_cdd.models.cdd.loss import distance
 
 # OpenVINO computes in bf16 where the processor can
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -675,18 +674,3 @@ def test_an_export_is_traced_in_fp32(make_model: Model, monkeypatch: pytest.Monk
         in_bf16 = model(image).pred_score.item()
         in_fp32 = model.model(model.pre_processor(image)).pred_score.item()
     assert abs(exported - in_fp32) < 1e-6 < abs(in_bf16 - in_fp32)
-
-
-def test_a_loss_and_its_gradient_do_not_depend_on_how_levels_lie_in_memory() -> None:
-    torch.manual_seed(0)
-    target, output = torch.rand(3, 5, 4, 6), torch.rand(3, 5, 4, 6)
-    ends = []
-    for ours in (torch.contiguous_format, torch.channels_last):
-        for theirs in (torch.contiguous_format, torch.channels_last):
-            level = output.contiguous(memory_format=ours).clone().requires_grad_()
-            loss = distance([target.contiguous(memory_format=theirs)], [level])
-            loss.backward()
-            ends.append((loss.detach(), level.grad))
-    for loss, gradient in ends[1:]:
-        assert torch.allclose(loss, ends[0][0])
-        assert torch.allclose(gradient, ends[0][1], atol=1e-7)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distance, confidence and selection against values worked out by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -146,3 +147,23 @@ def test_a_candidate_that_nobody_asked_sets_no_precision() -> None:
     placeholder = torch.ones(1, 2, 1, 1, dtype=torch.float16)
     (target,) = pseudo_normal([[placeholder], [asked]], torch.tensor([[0.0, 1.0]]), "consensual")
     assert torch.equal(target, asked.float())
+
+
+def test_a_loss_and_its_gradient_do_not_depend_on_how_levels_lie_in_memory() -> None:
+    torch.manual_seed(0)
+    target, output = torch.rand(3, 5, 4, 6), torch.rand(3, 5, 4, 6)
+    layouts = [
+        lambda level: level.contiguous(),
+        lambda level: level.contiguous(memory_format=torch.channels_last),
+        lambda level: level.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda level: torch.cat([level, level], dim=1)[:, :5],
+    ]
+    ends = []
+    for ours, theirs in itertools.product(layouts, layouts):
+        level = output.clone().requires_grad_()
+        loss = distance([theirs(target)], [ours(level)])
+        loss.backward()
+        ends.append((loss.detach(), level.grad))
+    for loss, gradient in ends[1:]:
+        torch.testing.assert_close(loss, ends[0][0])
+        torch.testing.assert_close(gradient, ends[0][1], rtol=1e-5, atol=1e-7)
