@@ -14,8 +14,6 @@ from anomalib.data import AnomalibDataModule
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_cdd.signals import kept_signal_stack
-
 if TYPE_CHECKING:
     import openvino
 
@@ -51,14 +49,13 @@ def quantize(model: "openvino.Model", datamodule: AnomalibDataModule | None) -> 
     size = (shape[2].get_length(), shape[3].get_length()) if shape[2].is_static and shape[3].is_static else None
     repeats = shape[0].get_length() if shape[0].is_static else 1
     images = _TrainingImages(datamodule, size, repeats)
-    with kept_signal_stack():
-        return nncf.quantize(
-            model,
-            nncf.Dataset(images),
-            preset=nncf.QuantizationPreset.MIXED,  # levels that are never negative lie beside signed ones
-            subset_size=len(images),
-            ignored_scope=nncf.IgnoredScope(names=_all_but_student(model)),
-        )
+    return nncf.quantize(
+        model,
+        nncf.Dataset(images),
+        preset=nncf.QuantizationPreset.MIXED,  # levels that are never negative lie beside signed ones
+        subset_size=len(images),
+        ignored_scope=nncf.IgnoredScope(names=_all_but_student(model)),
+    )
 
 
 def _all_but_student(model: "openvino.Model") -> list[str]:

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
-
-from anomalib_cdd.signals import kept_signal_stack
+from signal_stack import kept_signal_stack
 
 SIZE = 64
 

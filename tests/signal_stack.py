@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""The stack that a process handles its signals on."""
+"""Where signals are handled: OpenVINO, run twice at once, would leave the tests a stack that is gone."""
 
 import ctypes
 import sys

@@ -4,6 +4,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ import pytest
 CORES = """
 import gc, signal, numpy, openvino, subprocess, sys
 from openvino import opset13
-from anomalib_cdd.signals import kept_signal_stack
+from signal_stack import kept_signal_stack
 
 def network():
     images = opset13.parameter([1, 3, 8, 8], numpy.float32)
@@ -25,14 +26,16 @@ def use():
     del second
     gc.collect()
 
-signal.signal(signal.SIGCHLD, lambda *_: print("handled"))
 with kept_signal_stack():
     use()
+signal.signal(signal.SIGCHLD, lambda *_: print("handled"))
 subprocess.run([sys.executable, "-c", ""], check=True)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO does so on Linux")
 def test_a_signal_after_openvino_is_handled() -> None:
-    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", CORES], check=False, capture_output=True, text=True)
+    command = [sys.executable, "-W", "ignore", "-c", CORES]
+    here = Path(__file__).parent  # where `-c` looks for modules
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=here)
     assert (ended.returncode, ended.stdout.split()) == (0, ["handled"]), ended.stderr
