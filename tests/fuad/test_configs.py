@@ -26,6 +26,7 @@ CELLS = {
     "ablation_table_a1": 5 * 3,
     "ablation_table_a2": 4 * 3,
     "ablation_visits": 3 * 2 * 3,
+    "ablation_warmup": 3 * 3 * 3,
     "long_training": 2 * 3,
     "paper_mvtec_table": 15 * 4 * 3,
     "paper_visa_table": 12 * 4 * 3,
