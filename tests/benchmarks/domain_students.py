@@ -80,10 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{options.config} has no {options.model} on {options.data}")
     seed_everything(cell.seed)
     filled = grid._fill_data_root(cell.config, options.data_root, cell.data)
+    filled["model"]["init_args"] |= {"audit": False, "post_processor": False}
     components = build(**filled)
+    trainer = grid.QUIET | components.trainer | {"precision": grid._precision(cell)}
     print("| epoch | previous student | domain students | with statistics of their own |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, patch.object(TrainingSet, "targets", watched(TrainingSet.targets)):
-        engine = Engine(default_root_dir=Path(folder), enable_progress_bar=False, **components.trainer)
+        engine = Engine(default_root_dir=Path(folder), **trainer)
         engine.fit(components.model, datamodule=components.datamodule)
     return 0
 
