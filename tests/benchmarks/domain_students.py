@@ -10,6 +10,7 @@ with BatchNorm's statistics taken anew from their own domain.
 
 import argparse
 import copy
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,11 +50,11 @@ def refreshed(data: TrainingSet, student: Student, domain: Tensor) -> Student:
 
 def watched(targets: Targets) -> Targets:
     """Wrap ``TrainingSet.targets``, which sees every epoch's domain students once they are trained."""
-    epochs = iter(range(10**6))
+    epochs = itertools.count()
 
     def watch(data: TrainingSet, students: list[Student], visits: Tensor, selection: Any) -> Any:
         owners = [visits[(visits[:, 1] == k) | (visits[:, 1] < 0), 0] for k in range(len(students))]
-        known = distance_to_teacher(data, data._asked)  # noqa: SLF001  # S_prev
+        known = distance_to_teacher(data, data._asked)
         used = [distance_to_teacher(data, student) for student in students]
         anew = [
             distance_to_teacher(data, refreshed(data, student, domain))
