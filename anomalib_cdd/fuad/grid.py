@@ -52,7 +52,13 @@ SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "
 # Options that came after results that are still good: at these values they change nothing and are not hashed.
 WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
     "data": {"exclude": None},
-    "model": {"audit": True, "domain_passes": 1, "domain_parallel": True, "autocast": "off"},
+    "model": {
+        "audit": True,
+        "domain_passes": 1,
+        "domain_statistics": "running",
+        "domain_parallel": True,
+        "autocast": "off",
+    },
 }
 BF16, FP32 = "bf16-mixed", "32-true"
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}

@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 CELLS = {
     "fuad": 3 * 4 * 3 * 3,
     "ablation_domain_optimizer": 5 * 3,
-    "ablation_domain_passes": 3 * 3 * 3,
+    "ablation_few_images": 3 * 5 * 3,
     "ablation_precision": 2 * 3,
     "ablation_table4": 6 * 3,
     "ablation_table5": 5 * 3,
@@ -26,7 +26,6 @@ CELLS = {
     "ablation_table_a1": 5 * 3,
     "ablation_table_a2": 4 * 3,
     "ablation_visits": 3 * 2 * 3,
-    "ablation_warmup": 3 * 3 * 3,
     "long_training": 2 * 3,
     "paper_mvtec_table": 15 * 4 * 3,
     "paper_visa_table": 12 * 4 * 3,

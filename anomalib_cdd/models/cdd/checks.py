@@ -30,6 +30,7 @@ CHOICES = {
     "feature_noise_scale": ("absolute", "relative"),
     "confident_visits": ("each", "once"),
     "domain_optimizer": ("reset", "keep", "fork"),
+    "domain_statistics": ("running", "refreshed"),
     "autocast": ("auto", "off"),
     "cache": ("auto", "off"),
 }

@@ -28,6 +28,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Adam, Optimizer
+from torch.optim.swa_utils import update_bn
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_cdd.audit import TrainingAudit
@@ -100,6 +101,9 @@ class Cdd(AnomalibModule):
             student before it; ``"fork"``, a copy of the global student's.
         domain_passes: Passes of a domain student over its domain in an epoch. The paper's is one; a small training set
             makes few steps of it.
+        domain_statistics: BatchNorm's statistics with which a domain student gives targets: ``"running"`` averages;
+            ``"refreshed"``, taken anew from its domain once it is trained, for one more forward pass. After few steps
+            running averages are still largely the previous student's (``experiments/README.md``).
         domain_parallel: On several devices, whether each trains the students of some domains, and all of them exchange
             the results; otherwise they share every batch.
         warmup_epochs: First epochs as plain Reverse Distillation.
@@ -149,6 +153,7 @@ class Cdd(AnomalibModule):
         confident_visits: Literal["each", "once"] = "once",
         domain_optimizer: Literal["reset", "keep", "fork"] = "reset",
         domain_passes: int = 1,
+        domain_statistics: Literal["running", "refreshed"] = "running",
         domain_parallel: bool = True,
         warmup_epochs: int = 0,
         learning_rate: float = 0.005,
@@ -241,7 +246,7 @@ class Cdd(AnomalibModule):
                     loss = loss + weight * distance(data.recalled(indices, teacher), output)
                 self._update(optimizer, loss, "domain")
                 yield
-            students.append(student.eval())
+            students.append(self._as_source(student, part))
         yield from repeat(None, domain_steps - sum(map(len, parts)))
         for k, student in enumerate(students):
             if options.domain_parallel:
@@ -290,6 +295,13 @@ class Cdd(AnomalibModule):
         elif self.options.domain_optimizer == "fork":
             optimizer.optimizer.load_state_dict(copy.deepcopy(self._optimizers()[0].optimizer.state_dict()))
         return student, optimizer
+
+    def _as_source(self, student: Student, part: list[Tensor]) -> Student:
+        """Ready a trained domain student to give targets; ``part`` has the batches that it was trained on, if any."""
+        if self.options.domain_statistics == "refreshed" and part:
+            one_pass = part[: len(part) // self.options.domain_passes]
+            update_bn(([teacher] for teacher in self.training_set.teacher(one_pass)), student)
+        return student.eval()
 
     def _update(self, optimizer: LightningOptimizer, loss: Tensor, stage: str) -> None:
         """Take one optimiser step, with all ranks that have a share of the batch, and log the stage's loss."""

@@ -37,6 +37,7 @@ Engines = Callable[..., Engine]
         ({"selection": "best"}, "selection is 'best'; it has to be one of consensual, next, all"),
         ({"feature_noise": -0.1}, "feature_noise is -0.1"),
         ({"domain_optimizer": "copy"}, "domain_optimizer is 'copy'"),
+        ({"domain_statistics": "batch"}, "domain_statistics is 'batch'"),
         ({"cache": "disk"}, "cache is 'disk'"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),

@@ -4,14 +4,14 @@
 
 import copy
 import math
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from anomalib.engine import Engine
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.models.cdd import lightning_model
@@ -147,6 +147,49 @@ def test_moments_of_a_domain_student_at_its_fork(
         ]
         assert same
         assert all(same) if choice == "fork" else not all(same)
+
+
+def batch_means(student: nn.Module, batches: Iterator[list[Tensor]]) -> dict[str, Tensor]:
+    """Each BatchNorm's mean over the batches of the mean that a batch has before it."""
+    student, seen = copy.deepcopy(student).train(), defaultdict(list)
+    for name, layer in student.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_pre_hook(
+                lambda _, inputs, name=name: seen[name].append(inputs[0].detach().mean(dim=(0, 2, 3)))
+            )
+    for levels in batches:
+        student(levels)
+    return {name: torch.stack(means).mean(dim=0) for name, means in seen.items()}
+
+
+@pytest.mark.parametrize("choice", ["running", "refreshed"])
+def test_statistics_with_which_domain_students_give_targets(
+    make_model: Model, make_data: Data, make_engine: Engines, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    passed: list[list[Tensor]] = []
+    passes, targets = lightning_model.passes, TrainingSet.targets
+    gaps: list[float] = []
+
+    def record(*args: Any) -> list[Tensor]:
+        parts = passes(*args)
+        passed.append(parts[: len(parts) // 2])
+        return parts
+
+    def compare(data: TrainingSet, students: list[Any], *args: Any) -> Any:
+        for student, part in zip(students, passed[-len(students) :], strict=True):
+            assert not student.training
+            for name, mean in batch_means(student, data.teacher(part)).items():
+                layer = student.get_submodule(name)
+                assert layer.momentum == 0.1
+                gaps.append(((layer.running_mean - mean).norm() / mean.norm()).item())
+        return targets(data, students, *args)
+
+    monkeypatch.setattr(lightning_model, "passes", record)
+    monkeypatch.setattr(TrainingSet, "targets", compare)
+    model = make_model(domains=(2, 3), domain_passes=2, domain_statistics=choice)
+    make_engine(max_epochs=2).fit(model, datamodule=make_data())
+    assert len(passed) == 5
+    assert max(gaps) < 1e-4 if choice == "refreshed" else min(gaps) > 1e-2
 
 
 def test_teacher_and_previous_student_never_change(

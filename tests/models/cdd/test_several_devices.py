@@ -18,7 +18,7 @@ BATCHES = {"domain_parallel": False}
 # two ranks that begin a second fit at once race for the same new folder of anomalib's
 APART = {"folder_of_rank": {"0": "first", "1": "second"}}
 CASES = [
-    {"name": "domains", "options": {"cache_memory_gb": 0}, "epochs": 1},
+    {"name": "domains", "options": {"cache_memory_gb": 0, "domain_statistics": "refreshed"}, "epochs": 1},
     {"name": "batches", "no_batch_norm": True, "options": BATCHES, **APART},
     {"name": "batches_uncached", "no_batch_norm": True, "options": {**BATCHES, "cache": "off"}, **APART},
     {"name": "domains_three", "no_batch_norm": True, "options": {"domains": [3]}, **APART},
