@@ -39,11 +39,11 @@ test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/installed
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m benchmarks
 
 check: $(VENV)/installed
-	$(BIN)/ruff check anomalib_cdd tests
-	$(BIN)/ruff format --check anomalib_cdd tests
+	$(BIN)/ruff check anomalib_cdd tests benchmarks
+	$(BIN)/ruff format --check anomalib_cdd tests benchmarks
 	$(BIN)/mypy
 
 clean:

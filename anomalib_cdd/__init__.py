@@ -9,16 +9,18 @@ Importing it registers its models and datamodules where anomalib looks names up,
 import anomalib.data
 import anomalib.models
 
-from . import backbones, data, models
+from . import data, models, teachers
+from .audit import TrainingAudit
 from .data import *  # noqa: F403
-from .evaluator import FuadEvaluator
+from .evaluation import FuadEvaluator
 from .models import *  # noqa: F403
-from .post_processing import LabelFreePostProcessor
+from .thresholds import LabelFreePostProcessor
+from .training import defaults
 
-__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "backbones", "data", "models"]
+__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "TrainingAudit", "data", "models", "teachers"]
 __all__ += data.__all__
 __all__ += models.__all__
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def _register() -> None:
@@ -31,3 +33,4 @@ def _register() -> None:
 
 
 _register()
+defaults.provide(post_processor=LabelFreePostProcessor, audit=TrainingAudit)

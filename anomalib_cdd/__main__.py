@@ -29,8 +29,8 @@ class CddCLI(AnomalibCLI):
     def _set_install_subcommand(self, action_subcommand: Any) -> None:
         # the one place where anomalib hands over its subcommands while it builds them
         super()._set_install_subcommand(action_subcommand)
-        from anomalib_cdd import demo, fuad
-        from anomalib_cdd.audit import command as audit
+        from anomalib_cdd import benchmark as fuad
+        from anomalib_cdd.cli import audit, demo
 
         for name, module in (("demo", demo), ("audit", audit), ("fuad", fuad)):
             self.subcommand_parsers[name] = module.get_parser()
@@ -43,21 +43,21 @@ class CddCLI(AnomalibCLI):
 
     def demo(self) -> None:
         """Run the demo; anomalib's CLI calls a subcommand that it does not know by its name."""
-        from anomalib_cdd import demo
+        from anomalib_cdd.cli import demo
 
         with _plain_errors():
             demo.run(self.config["demo"])
 
     def audit(self) -> None:
         """Audit a folder."""
-        from anomalib_cdd.audit import command
+        from anomalib_cdd.cli import audit as command
 
         with _plain_errors():
             command.run(self.config["audit"])
 
     def fuad(self) -> None:
         """Run the comparison grid, with exit status 1 if a cell failed."""
-        from anomalib_cdd import fuad
+        from anomalib_cdd import benchmark as fuad
 
         with _plain_errors():
             failed = fuad.run(self.config["fuad"])
@@ -79,7 +79,7 @@ def let_benchmark_rows_differ() -> None:
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     """Show what the user can mend as one line."""
-    from anomalib_cdd.components import ConfigError
+    from anomalib_cdd.cli.entries import ConfigError
 
     try:
         yield

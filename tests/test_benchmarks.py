@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks import __main__ as bench
-from tests.benchmarks.domain_students import refreshed
-from tests.benchmarks.measuring import Comparison, alternate
-from tests.benchmarks.report import to_markdown
-from tests.benchmarks.rows import ROWS, Setting
+from benchmarks import __main__ as bench
+from benchmarks.domain_students import refreshed
+from benchmarks.measuring import Comparison, alternate
+from benchmarks.report import to_markdown
+from benchmarks.rows import ROWS, Setting
 
 
 def test_ratio_is_of_medians_and_spread_of_rounds() -> None:

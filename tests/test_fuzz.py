@@ -21,11 +21,11 @@ from mutations import BYTES, TEXT, mutate
 from PIL import Image
 
 from anomalib_cdd import Cdd
-from anomalib_cdd.components import ConfigError
+from anomalib_cdd.benchmark import grid, scores
+from anomalib_cdd.cli.entries import ConfigError
 from anomalib_cdd.data import FolderNoisy
 from anomalib_cdd.data.elpv import make_elpv_dataset
 from anomalib_cdd.data.manifest import read_exclude_list, read_manifest
-from anomalib_cdd.fuad import grid, scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

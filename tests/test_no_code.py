@@ -13,7 +13,7 @@ import torch
 from anomalib.models import Padim
 
 from anomalib_cdd.__main__ import main
-from anomalib_cdd.fuad import scores
+from anomalib_cdd.benchmark import scores
 
 
 class Evil:

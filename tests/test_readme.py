@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import anomalib_cdd
-from anomalib_cdd.components import resolve_model
+from anomalib_cdd.cli.entries import resolve_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

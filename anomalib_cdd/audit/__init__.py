@@ -2,6 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The audit of a training set: its images from most to least suspicious, for a person to look through."""
 
-from .training import TrainingAudit, data_root, write_audit
+from .callback import TrainingAudit, data_root, write_audit
 
 __all__ = ["TrainingAudit", "data_root", "write_audit"]

@@ -14,11 +14,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from anomalib_cdd.features import NotFiniteError
-from anomalib_cdd.precision import computes_in_bf16
-from anomalib_cdd.ranks import SMALLEST_SHARE
+from anomalib_cdd.training.precision import computes_in_bf16
+from anomalib_cdd.training.ranks import SMALLEST_SHARE
 
 from .domains import domain_count
+from .features import NotFiniteError
 
 if TYPE_CHECKING:
     from .lightning_model import Cdd

@@ -23,21 +23,20 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.swa_utils import update_bn
-from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_cdd.audit import TrainingAudit
-from anomalib_cdd.backbones import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalisation
-from anomalib_cdd.post_processing import LabelFreePostProcessor
-from anomalib_cdd.precision import bf16_where_fast, is_traced
-from anomalib_cdd.quantization import quantize
-from anomalib_cdd.ranks import Ranks, gradients, use_one_results_folder
-from anomalib_cdd.visualization import UncroppedVisualizer
+from anomalib_cdd.teachers.backbones import Teacher
+from anomalib_cdd.teachers.distances import distance
+from anomalib_cdd.teachers.students import DEFAULT_WIDTH, Student
+from anomalib_cdd.training.defaults import LabelFreeDefaults
+from anomalib_cdd.training.precision import bf16_where_fast, is_traced
+from anomalib_cdd.training.quantization import quantize
+from anomalib_cdd.training.ranks import Ranks, gradients, use_one_results_folder
 
 from . import checks
 from .domains import (
@@ -51,8 +50,7 @@ from .domains import (
     visits_of,
 )
 from .history import TrainingHistory
-from .loss import Selection, distance, perturb, target_distance
-from .students import DEFAULT_WIDTH, Student
+from .loss import Selection, perturb, target_distance
 from .torch_model import CddModel
 from .training_set import TrainingSet
 
@@ -63,7 +61,7 @@ ADAM_BETAS = (0.5, 0.999)
 FUSED_ADAM = ("cpu", "cuda", "xpu")
 
 
-class Cdd(AnomalibModule):
+class Cdd(LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Cross-Domain Distillation (CDD).
 
     Every epoch splits the training set into domains, trains a student of each, and lets the students of the *other*
@@ -448,7 +446,7 @@ class Cdd(AnomalibModule):
             checks.check_trainer(self.trainer, self.options, overridden="configure_optimizers" in vars(self))
             use_one_results_folder(self.trainer)
         # not before: it imports anomalib's engine
-        from anomalib_cdd.checkpoints import guard_checkpoints
+        from anomalib_cdd.training.checkpoints import guard_checkpoints
 
         guard_checkpoints(self.trainer)
 
@@ -534,40 +532,6 @@ class Cdd(AnomalibModule):
         return cast("Cdd", model)
 
     # ------------------------------------------------------------------------------------------ anomalib
-
-    @staticmethod
-    def configure_pre_processor(
-        image_size: tuple[int, int] | None = None,
-        center_crop_size: tuple[int, int] | None = None,
-        backbone: str | None = None,
-    ) -> PreProcessor:
-        """Return the default pre-processor: resize, centre crop, normalisation of the teacher.
-
-        Args:
-            image_size: Height and width to resize to; 256 x 256 by default.
-            center_crop_size: Height and width of the crop; 7/8 of the image size by default (224 x 224).
-            backbone: The teacher, whose mean and standard deviation are used. ImageNet's by default.
-        """
-        image_size = image_size or (256, 256)
-        crop = center_crop_size or (image_size[0] * 7 // 8, image_size[1] * 7 // 8)
-        mean, std = normalisation(backbone) if backbone else (IMAGENET_MEAN, IMAGENET_STD)
-        steps = [Resize(image_size, antialias=True), CenterCrop(crop), Normalize(mean=list(mean), std=list(std))]
-        return PreProcessor(transform=Compose(steps))
-
-    def configure_callbacks(self) -> Sequence[Callback]:
-        """Return the model's components that are callbacks, and the audit of the training set."""
-        callbacks = super().configure_callbacks()
-        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
-        return [*callbacks, TrainingAudit()] if self.options.audit else callbacks
-
-    def configure_post_processor(self) -> LabelFreePostProcessor:
-        """Return the default post-processor: thresholds and normalisation from the training images alone."""
-        return LabelFreePostProcessor()
-
-    @classmethod
-    def configure_visualizer(cls) -> UncroppedVisualizer:
-        """Return anomalib's visualiser, with the map in its place on images that are cropped."""
-        return UncroppedVisualizer()
 
     @staticmethod
     def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:

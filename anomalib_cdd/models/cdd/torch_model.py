@@ -13,10 +13,9 @@ from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomalib_cdd.backbones import Teacher
-
-from .loss import pixel_cosine
-from .students import DEFAULT_WIDTH, build_student
+from anomalib_cdd.teachers.backbones import Teacher
+from anomalib_cdd.teachers.distances import pixel_cosine
+from anomalib_cdd.teachers.students import DEFAULT_WIDTH, build_student
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler

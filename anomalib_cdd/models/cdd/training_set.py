@@ -14,24 +14,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from anomalib_cdd.features import (
-    FeatureBudget,
-    FeatureCache,
-    NotFiniteError,
-    TeacherFeatures,
-    is_deterministic,
-    placeholder_loader,
-    training_loader,
-)
-from anomalib_cdd.ranks import Ranks
+from anomalib_cdd.teachers.distances import Levels, similarity
+from anomalib_cdd.teachers.students import Student
+from anomalib_cdd.training.compat import spare_images, training_loader
+from anomalib_cdd.training.images import is_deterministic
+from anomalib_cdd.training.ranks import Ranks
 
 from .domains import batches
-from .loss import Levels, Selection, candidate_weights, confidence, pseudo_normal, similarity
-from .students import Student
+from .features import FeatureBudget, FeatureCache, NotFiniteError, TeacherFeatures
+from .loss import Selection, candidate_weights, confidence, pseudo_normal
 
 if TYPE_CHECKING:
     from .lightning_model import Cdd
@@ -274,9 +267,3 @@ def extract(model: "Cdd", batch: Any) -> list[Tensor]:  # anomalib's batch
         images = transform(images)
     with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
         return model.model.teacher_features(images.to(model.dtype))
-
-
-def spare_images(trainer: Trainer, loader: DataLoader, images: int) -> None:
-    """Let the loop of this fit run over empty batches: its images have been read."""
-    placeholder = placeholder_loader(images, loader.batch_size or 1)
-    trainer.fit_loop._data_source = _DataLoaderSource(placeholder, "")  # noqa: SLF001  # as in training_loader

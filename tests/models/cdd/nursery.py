@@ -88,8 +88,8 @@ def at(moment: Moment, action: Callable[[], None]) -> None:
     import torch
 
     from anomalib_cdd import Cdd
-    from anomalib_cdd.features import FeatureCache
     from anomalib_cdd.models.cdd import training_set
+    from anomalib_cdd.models.cdd.features import FeatureCache
     from anomalib_cdd.models.cdd.training_set import TrainingSet
 
     seen = 0

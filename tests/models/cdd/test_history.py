@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
 
 from anomalib_cdd import Cdd, MVTecNoisy
-from anomalib_cdd.evaluation import training_ranking
+from anomalib_cdd.evaluation.settings import training_ranking
 from anomalib_cdd.models.cdd import lightning_model
 from anomalib_cdd.models.cdd.history import TrainingHistory
 from anomalib_cdd.models.cdd.training_set import TrainingSet

@@ -25,8 +25,8 @@ from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Resize
 
 from anomalib_cdd import Cdd, MVTecNoisy
-from anomalib_cdd.backbones import PYPI_TEACHER
-from anomalib_cdd.features import FeatureCache, TeacherFeatures
+from anomalib_cdd.models.cdd.features import FeatureCache, TeacherFeatures
+from anomalib_cdd.teachers.backbones import PYPI_TEACHER
 
 # OpenVINO computes in bf16 where the processor can
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -641,7 +641,7 @@ def test_autocast_takes_bf16_where_it_is_fast_and_nobody_chose(
     precision: str,
     expected: torch.dtype,
 ) -> None:
-    monkeypatch.setattr("anomalib_cdd.precision.computes_in_bf16", lambda device: fast)
+    monkeypatch.setattr("anomalib_cdd.training.precision.computes_in_bf16", lambda device: fast)
     model = make_model(autocast=autocast)
     seen: dict[bool, set] = {True: set(), False: set()}
     model.model.student.register_forward_hook(lambda student, _, levels: seen[student.training].add(levels[0].dtype))
@@ -665,7 +665,7 @@ def test_autocast_takes_bf16_where_it_is_fast_and_nobody_chose(
 
 
 def test_an_export_is_traced_in_fp32(make_model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("anomalib_cdd.precision.computes_in_bf16", lambda device: True)
+    monkeypatch.setattr("anomalib_cdd.training.precision.computes_in_bf16", lambda device: True)
     image = torch.rand(1, 3, 64, 64)
     model = make_model(autocast="auto", post_processor=False).eval()
     inferencer = OpenVINOInferencer(model.to_openvino(tmp_path), device="CPU", config=SINGLE_PRECISION)

@@ -12,9 +12,9 @@ from anomalib.engine import Engine
 from torch import Tensor
 
 from anomalib_cdd import Cdd, MVTecNoisy
-from anomalib_cdd.features import NotFiniteError, TeacherFeatures
-from anomalib_cdd.models.cdd.students import Student
+from anomalib_cdd.models.cdd.features import NotFiniteError, TeacherFeatures
 from anomalib_cdd.models.cdd.training_set import TrainingSet
+from anomalib_cdd.teachers.students import Student
 
 Model = Callable[..., Cdd]
 Data = Callable[..., MVTecNoisy]

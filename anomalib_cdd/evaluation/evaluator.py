@@ -1,0 +1,101 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""An anomalib evaluator that measures both settings of fully unsupervised anomaly detection in one test pass.
+
+For any model on a noisy datamodule. It reads the model's own scores and maps, before the post-processor: anomalib's
+normalisation clips, and clipping makes ties.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.metrics import AnomalibMetric, Evaluator
+from lightning.pytorch import LightningModule, Trainer
+
+from anomalib_cdd.evaluation.predictions import Predictions
+from anomalib_cdd.evaluation.settings import score_injected, setting_measures
+from anomalib_cdd.training.scoring import raw_scores_and_maps
+
+# as anomalib's metrics are called
+NAMES = {"AUPRO": "pixel_AUPRO", "PRO": "pixel_PRO"}
+
+
+class FuadEvaluator(Evaluator):
+    """Logs image and pixel AUROC, AUPRO and PRO without and, as ``..._overlap``, with the injected images.
+
+    ``pixel_AUPRO`` is anomalib's, one curve over the whole test set; ``pixel_PRO`` is RD4AD's, the mean of one curve
+    per anomalous image; both up to a false positive rate of 0.3. ``injected_AUROC`` sets the injected images against
+    normal test images. What the data or the model cannot answer is not logged. With ``overlap: false`` the injected
+    images are no part of the test loader: they are scored when it ends.
+
+    Args:
+        test_metrics: anomalib metrics to log as well, on what the post-processor made of the predictions.
+        val_metrics: anomalib metrics for validation.
+
+    Example:
+        >>> from anomalib.models import Patchcore
+        >>> from anomalib_cdd import FuadEvaluator
+        >>> model = Patchcore(evaluator=FuadEvaluator())  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        test_metrics: AnomalibMetric | Sequence[AnomalibMetric] | None = None,
+        val_metrics: AnomalibMetric | Sequence[AnomalibMetric] | None = None,
+    ) -> None:
+        super().__init__(val_metrics=val_metrics, test_metrics=test_metrics)
+        self._parts: list[Predictions] = []
+        self._output: InferenceBatch | None = None
+        self._hook: Any = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:  # an AnomalibModule
+        """Listen to what the model says."""
+        del trainer
+        self._parts = []
+        self._hook = pl_module.model.register_forward_hook(self._listen)
+
+    def _listen(self, module: torch.nn.Module, images: Any, output: Any) -> None:
+        del module, images
+        self._output = output if isinstance(output, InferenceBatch) else None
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,  # an ImageBatch
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the raw predictions of the batch."""
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        # a model that tests without its forward is read after the post-processor
+        said: Any = batch if self._output is None else self._output
+        scores, maps = raw_scores_and_maps(said, len(batch.image), type(pl_module).__name__)
+        masks = None if maps is None or batch.gt_mask is None else batch.gt_mask.cpu().numpy().astype(bool)
+        labels = np.full(len(scores), -1) if batch.gt_label is None else batch.gt_label.cpu().numpy().astype(np.int64)
+        self._parts.append(
+            Predictions(
+                scores=scores.cpu().numpy(),
+                labels=labels,
+                image_paths=[str(path) for path in batch.image_path or []],
+                maps=None if masks is None or maps is None else maps.cpu().numpy(),
+                masks=masks,
+            )
+        )
+        self._output = None
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:  # an AnomalibModule
+        """Score the injected images that the loader left out, and log every measure."""
+        super().on_test_epoch_end(trainer, pl_module)
+        self._hook.remove()
+        test, self._parts = Predictions.concatenate(self._parts), []
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        clean, injected = score_injected(pl_module, datamodule, test, device=pl_module.device, progress=False)
+        for name, value in setting_measures(clean, injected).items():
+            if not np.isnan(value) and (len(injected) or not name.endswith("_overlap")):
+                stem = name.removesuffix("_overlap")
+                pl_module.log(NAMES.get(stem, stem) + name[len(stem) :], float(value))

@@ -1,0 +1,40 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Everything here touches a private name of Lightning or anomalib; each says which public way it waits for."""
+
+from typing import cast
+
+import torch
+from anomalib.data import ImageBatch, ImageItem
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+from torch.utils.data import DataLoader, Dataset
+
+
+def training_loader(trainer: Trainer) -> DataLoader:
+    """Return the training loader that the user gave.
+
+    Raises:
+        ValueError: If it is not one loader of a data set with a length.
+    """
+    # before its first epoch the loop has no public name for the loader
+    loader = _request_dataloader(trainer.fit_loop._data_source)  # noqa: SLF001
+    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__") or loader.batch_size is None:
+        msg = f"It takes one DataLoader of a data set with a length and a batch size, not {type(loader).__name__}."
+        raise ValueError(msg)
+    return loader
+
+
+def spare_images(trainer: Trainer, loader: DataLoader, images: int) -> None:
+    """Let the loop of this fit run over empty batches: its images have been read."""
+    placeholder = placeholder_loader(images, loader.batch_size or 1)
+    trainer.fit_loop._data_source = _DataLoaderSource(placeholder, "")  # noqa: SLF001
+
+
+def placeholder_loader(images: int, batch_size: int) -> DataLoader:
+    """Return a loader with the batches of the training loader and nothing in them.
+
+    It drives the trainer's progress once the features are cached, at no cost in decoded images.
+    """
+    items = cast("Dataset", [ImageItem(image=torch.zeros(3, 1, 1))] * images)
+    return DataLoader(items, batch_size=batch_size, collate_fn=ImageBatch.collate)

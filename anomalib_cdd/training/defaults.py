@@ -1,0 +1,64 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every model of this package has unless told otherwise: post-processor, audit, visualiser, pre-processor.
+
+The rooms above this one say what these are (:func:`provide`, called when the package is imported), so that a model
+knows neither of them and can move into anomalib as it stands.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Callback
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
+
+from anomalib_cdd.teachers.backbones import IMAGENET_MEAN, IMAGENET_STD, normalisation
+
+from .visualization import UncroppedVisualizer
+
+_PROVIDED: dict[str, Callable[[], Any]] = {}
+
+
+def provide(*, post_processor: Callable[[], PostProcessor], audit: Callable[[], Callback]) -> None:
+    """Say what makes a model's default post-processor and the callback that audits its training set."""
+    _PROVIDED.update(post_processor=post_processor, audit=audit)
+
+
+class LabelFreeDefaults:
+    """Mixin before ``AnomalibModule``: thresholds without labels, the audit when a fit ends, maps in their place."""
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Return the model's components that are callbacks and, unless ``audit`` is off, the audit."""
+        callbacks: Any = super().configure_callbacks()  # type: ignore[misc]  # AnomalibModule's
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+        return [*callbacks, _PROVIDED["audit"]()] if self.hparams.get("audit", True) else callbacks  # type: ignore[attr-defined]
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Return the default post-processor: thresholds and normalisation from the training images alone."""
+        return _PROVIDED["post_processor"]()
+
+    @classmethod
+    def configure_visualizer(cls) -> UncroppedVisualizer:
+        """Return anomalib's visualiser, with the map in its place on images that are cropped."""
+        return UncroppedVisualizer()
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None,
+        center_crop_size: tuple[int, int] | None = None,
+        backbone: str | None = None,
+    ) -> PreProcessor:
+        """Return the default pre-processor: resize, centre crop, normalisation of the teacher.
+
+        Args:
+            image_size: Height and width to resize to; 256 x 256 by default.
+            center_crop_size: Height and width of the crop; 7/8 of the image size by default (224 x 224).
+            backbone: The teacher, whose mean and standard deviation are used. ImageNet's by default.
+        """
+        image_size = image_size or (256, 256)
+        crop = center_crop_size or (image_size[0] * 7 // 8, image_size[1] * 7 // 8)
+        mean, std = normalisation(backbone) if backbone else (IMAGENET_MEAN, IMAGENET_STD)
+        steps = [Resize(image_size, antialias=True), CenterCrop(crop), Normalize(mean=list(mean), std=list(std))]
+        return PreProcessor(transform=Compose(steps))

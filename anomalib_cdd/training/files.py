@@ -1,0 +1,39 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are whole or not there: written beside their place, flushed to disk and renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Write a file by way of a draft beside it, so that a killed process leaves the old file or the new one.
+
+    Args:
+        path: The file. Its folder is made if need be.
+
+    Yields:
+        Where to write. When the block ends without an error the draft takes the file's place; else it is deleted.
+
+    Raises:
+        OSError: If the folder cannot be made or the file cannot be written; an older file is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with written_whole(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="")

@@ -1,0 +1,115 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every grid that ships is complete, and its models are the rows of the paper's tables."""
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from anomalib_cdd.benchmark import grid
+from anomalib_cdd.benchmark.paper import paper_results
+from anomalib_cdd.models.cdd.checks import check_options
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CELLS = {
+    "fuad": 3 * 4 * 3 * 3,
+    "ablation_domain_optimizer": 5 * 3,
+    "ablation_few_images": 3 * 5 * 3,
+    "ablation_precision": 2 * 3,
+    "ablation_table4": 6 * 3,
+    "ablation_table5": 5 * 3,
+    "ablation_table6": 3 * 3,
+    "ablation_table_a1": 5 * 3,
+    "ablation_table_a2": 4 * 3,
+    "ablation_visits": 3 * 2 * 3,
+    "long_training": 2 * 3,
+    "paper_mvtec_table": 15 * 4 * 3,
+    "paper_visa_table": 12 * 4 * 3,
+}
+# the ticks of the paper's Table 4: D.C., Conf.G., Reg., P.N., F.P., Conf.D.; row 2 has P.N. too, without which it
+# would be row 1
+TABLE_4 = ["------", "x--x--", "xx-x--", "x--x-x", "xx-xxx", "xxxxxx"]
+TICKS = {
+    "domain_construction": True,
+    "confidence_guidance": True,
+    "regularization": "s-curve",
+    "pseudo_normal": True,
+    "feature_noise": 0.2,
+    "confident_distillation": True,
+}
+TABLES = {
+    "ablation_table5": ("domains", [[2], [3], [4], [2, 3, 3, 2], [2, 3, 4, 3, 2]]),
+    "ablation_table6": ("selection", ["all", "next", "consensual"]),
+    "ablation_table_a1": ("max_confident", [0.0, 0.1, 0.3, 0.5, 0.7]),
+    "ablation_table_a2": ("regularization", [0.0, 1.0, "linear", "s-curve"]),
+}
+
+
+@cache
+def plan(name: str) -> list[grid.Cell]:
+    return grid.plan(grid.get_parser().parse_args(["--config", str(CONFIGS / f"{name}.yaml")]))
+
+
+def models_of(name: str) -> dict[str, dict[str, Any]]:
+    """Return each model's arguments, in the order of the file."""
+    return {cell.model: copy.deepcopy(cell.config["model"]["init_args"]) for cell in plan(name)}
+
+
+def test_every_grid_is_looked_at() -> None:
+    shipped = {path.stem for path in CONFIGS.glob("*.yaml") if "noise_ratios:" in path.read_text(encoding="utf-8")}
+    assert shipped == set(CELLS)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_grid_has_its_cells_and_no_two_are_the_same(name: str) -> None:
+    cells = plan(name)
+    assert len(cells) == len({cell.key for cell in cells}) == CELLS[name]
+    for cell in cells:
+        if cell.config["model"]["class_path"] == "anomalib_cdd.Cdd":
+            options = {"gradient_clip_val": None} | cell.config["model"]["init_args"]
+            # raises if an option is out of range or two contradict each other
+            check_options(OmegaConf.create({key: value for key, value in options.items() if key != "pre_processor"}))
+
+
+def test_table_4_has_the_papers_rows() -> None:
+    rows = []
+    for arguments in models_of("ablation_table4").values():
+        assert arguments["domains"] == [2]
+        rows.append("".join("x" if arguments[name] == on else "-" for name, on in TICKS.items()))
+        assert all(arguments[name] in {on, 0} for name, on in TICKS.items())
+    assert rows == TABLE_4
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_an_ablation_changes_its_switch_alone(name: str) -> None:
+    switch, values = TABLES[name]
+    models = models_of(name)
+    assert [arguments.pop(switch) for arguments in models.values()] == values
+    first, *others = models.values()
+    assert all(other == first for other in others)
+
+
+def test_the_ablations_stand_on_the_papers_setting() -> None:
+    full = models_of("ablation_table5")["k2"]
+    assert all(full[name] == on for name, on in TICKS.items())
+    assert all(arguments["domains"] == [3] for arguments in models_of("ablation_table6").values())
+    assert models_of("ablation_table4")["all"] == models_of("ablation_table_a2")["s_curve"] == full
+    a1 = models_of("ablation_table_a1")["r50"]
+    assert (a1["domains"], a1["regularization"], a1["feature_noise"]) == ([2], 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("name", "data"), [("paper_mvtec_table", "MVTec AD"), ("paper_visa_table", "VisA")])
+def test_the_papers_tables_have_its_categories(name: str, data: str) -> None:
+    cells = plan(name)
+    named = {cell.data: cell.config["data"]["init_args"]["category"] for cell in cells}
+    assert all(key == category for key, category in named.items())
+    reported = paper_results().query("data == @data")["category"].unique().tolist()
+    assert [*named, "Average"] == reported
+    assert list(models_of(name)) == ["cdd", "rd", "anomalib_rd", "patchcore"]
+    assert {cell.config["trainer"].get("max_epochs") for cell in cells if cell.model != "patchcore"} == {200}
+    rd = models_of(name)["rd"]
+    assert not any(rd[switch] for switch in TICKS)

@@ -1,0 +1,236 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The grid runs each cell once, survives kills and failures, and names what is wrong before anything runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from jsonargparse import Namespace
+
+from anomalib_cdd.benchmark import grid as fuad
+from anomalib_cdd.cli.entries import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PADIM = {
+    "class_path": "anomalib.models.Padim",
+    "init_args": {"backbone": "resnet18", "layers": ["layer1"], "n_features": 4, "pre_trained": False},
+}
+TILES = {
+    "class_path": "anomalib_cdd.data.MVTecNoisy",
+    "init_args": {"root": "${data_root}", "num_workers": 0, "train_batch_size": 4, "max_normal": 6},
+}
+SMALL = {
+    "class_path": "anomalib.pre_processing.PreProcessor",
+    "init_args": {
+        "transform": {
+            "class_path": "torchvision.transforms.v2.Compose",
+            "init_args": {
+                "transforms": [{"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [32, 32]}}]
+            },
+        }
+    },
+}
+
+Make = Callable[..., Namespace]
+
+
+def with_args(entry: dict[str, Any], **init_args: Any) -> dict[str, Any]:
+    return {**entry, "init_args": {**entry["init_args"], **init_args}}
+
+
+@pytest.fixture
+def make(tmp_path: Path, mvtec_root: Path) -> Make:
+    """Parse a grid of one tiny model, changed by the arguments, as the command line does."""
+
+    def _make(*argv: str, **changes: Any) -> Namespace:
+        config = {
+            "output": str(tmp_path / "out"),
+            "seeds": [0, 1],
+            "noise_ratios": [0.5],
+            "data": {"tiles": TILES},
+            "models": {"padim": with_args(PADIM, pre_processor=SMALL)},
+        }
+        path = tmp_path / "grid.yaml"
+        path.write_text(yaml.safe_dump(config | changes))
+        return fuad.get_parser().parse_args(["--config", str(path), "--data_root", str(mvtec_root), *argv])
+
+    return _make
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the cells that were trained, in order; training itself is a stand-in."""
+    names: list[str] = []
+
+    def train(cell: fuad.Cell, config: Namespace) -> tuple[dict[str, float | None], float, dict[str, np.ndarray]]:
+        names.append(str(cell))
+        return {"image_AUROC": 0.5 + 0.1 * cell.seed, "image_AUROC_overlap": None}, 1.0, {"test_scores": np.zeros(2)}
+
+    monkeypatch.setattr(fuad, "_train_and_measure", train)
+    return names
+
+
+def test_a_grid_ends_in_measures_of_every_cell(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = make()
+    assert fuad.run(config) == 0
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert results["seed"].tolist() == [0, 1]
+    assert results["n_train"].tolist() == [9, 9]
+    assert results["n_injected"].tolist() == [3, 3]
+    measures = results[["image_AUROC", "image_AUROC_overlap", "pixel_AUROC", "AUPRO", "PRO", "noise_AP"]].to_numpy()
+    assert ((measures >= 0) & (measures <= 1)).all()
+    assert (results["wall_seconds"] > 0).all()
+    written = json.loads(results["config"][1])
+    assert written["data"]["init_args"]["noise_seed"] == 1
+    assert written["data"]["init_args"]["val_split_mode"] == "none"
+    assert written["model"]["init_args"]["backbone"] == "resnet18"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("[1/2] tiles noise 0.5 padim seed 0: image_AUROC")
+    assert lines[1].endswith("left")
+    assert not list((tmp_path / "out").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(("is_fast", "taken"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bf16_is_taken_where_it_is_fast_and_the_results_say_which(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fast: bool, taken: str
+) -> None:
+    monkeypatch.setattr(fuad, "computes_in_bf16", lambda device: is_fast)
+    seen = []
+    monkeypatch.setattr(fuad, "Engine", lambda **trainer: seen.append(trainer["precision"]) or fail())
+    padim = {**with_args(PADIM, pre_processor=SMALL), "trainer": {"precision": "bf16-mixed"}}
+    asked = make(seeds=[0], models={"padim": padim})
+    assert fuad.run(asked) == 1
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert seen == results["precision"].tolist() == [taken]
+    assert json.loads(results["config"][0])["trainer"] == {"precision": "bf16-mixed"}
+
+
+def fail() -> None:
+    msg = "no training"
+    raise RuntimeError(msg)
+
+
+def test_finished_cells_are_not_run_again(make: Make, trained: list[str]) -> None:
+    fuad.run(make())
+    assert len(trained) == 2
+    fuad.run(make())
+    assert len(trained) == 2
+    fuad.run(make(seeds=[0, 1, 2]))
+    assert trained[2:] == ["tiles noise 0.5 padim seed 2"]
+    fuad.run(make(models={"renamed": with_args(PADIM, pre_processor=SMALL)}))
+    assert len(trained) == 3
+    fuad.run(make(models={"padim": with_args(PADIM, pre_processor=SMALL, n_features=5)}, seeds=[0]))
+    assert len(trained) == 4
+
+
+def test_a_killed_run_loses_only_its_cell(
+    make: Make, trained: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train = fuad._train_and_measure
+
+    def killed(cell: fuad.Cell, config: Namespace) -> Any:
+        if cell.seed == 1:
+            raise KeyboardInterrupt
+        return train(cell, config)
+
+    monkeypatch.setattr(fuad, "_train_and_measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fuad.run(make())
+    assert len(pd.read_csv(tmp_path / "out" / "results.csv")) == 1
+    monkeypatch.setattr(fuad, "_train_and_measure", train)
+    assert fuad.run(make()) == 0
+    assert trained == ["tiles noise 0.5 padim seed 0", "tiles noise 0.5 padim seed 1"]
+
+
+def test_a_failure_is_recorded_the_rest_goes_on_and_it_is_tried_again(
+    make: Make, trained: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train = fuad._train_and_measure
+
+    def fails(cell: fuad.Cell, config: Namespace) -> Any:
+        if cell.seed == 0:
+            msg = "no memory left"
+            raise RuntimeError(msg)
+        return train(cell, config)
+
+    monkeypatch.setattr(fuad, "_train_and_measure", fails)
+    assert fuad.run(make()) == 1
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert results["status"].tolist() == ["failed", "done"]
+    assert results["error"][0] == "RuntimeError: no memory left"
+    assert "seed 0: `RuntimeError: no memory left`" in (tmp_path / "out" / "report.md").read_text()
+    assert "FAILED, RuntimeError: no memory left" in capsys.readouterr().out
+    monkeypatch.setattr(fuad, "_train_and_measure", train)
+    assert fuad.run(make()) == 0
+    assert trained == ["tiles noise 0.5 padim seed 1", "tiles noise 0.5 padim seed 0"]
+
+
+def test_a_dry_run_lists_the_cells(make: Make, trained: list[str], capsys: pytest.CaptureFixture) -> None:
+    fuad.run(make(seeds=[1]))
+    capsys.readouterr()
+    fuad.run(make("--dry-run"))
+    assert capsys.readouterr().out.split("\n")[:2] == [
+        "to do  tiles noise 0.5 padim seed 0",
+        "done   tiles noise 0.5 padim seed 1",
+    ]
+    assert len(trained) == 1
+
+
+def test_where_the_images_lie_is_not_part_of_a_cell(make: Make, tmp_path: Path) -> None:
+    here, there = fuad.plan(make()), fuad.plan(make("--data_root", str(tmp_path)))
+    assert [cell.key for cell in here] == [cell.key for cell in there]
+    assert len({cell.key for cell in here}) == 2
+
+
+def test_the_seed_reaches_injection_and_model(make: Make) -> None:
+    cells = fuad.plan(make(models={"cdd": {"class_path": "anomalib_cdd.Cdd"}}, seeds=[7]))
+    assert cells[0].config["data"]["init_args"]["noise_seed"] == 7
+    assert cells[0].config["model"]["init_args"]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"models": {"padim": with_args(PADIM, n_featurez=5)}}, "models.padim.*n_featurez"),
+        ({"models": {"padim": {**PADIM, "trainer": {"max_epoch": 1}}}}, "models.padim.*max_epoch"),
+        ({"models": {"padim": {**PADIM, "trainr": {}}}}, "models.padim: unknown key 'trainr'"),
+        ({"models": {"padim": {"init_args": {}}}}, "models.padim: no class_path"),
+        ({"models": {"x": {"class_path": "anomalib.models.Padimm"}}}, "models.x.*Padimm"),
+        ({"models": {}}, "'models' is empty"),
+        ({"data": {"tiles": with_args(TILES, categori="bottle")}}, "data.tiles.*categori"),
+        ({"data": {"tiles": with_args(TILES, noise_ratio=0.1)}}, "data.tiles.*noise_ratio.*'noise_ratios'"),
+        (
+            {"data": {"x": {"class_path": "anomalib.data.MVTecAD"}}},
+            "data.x: anomalib.data.MVTecAD takes no noise",
+        ),
+        ({"data": {"tiles": with_args(TILES, root="${data_rot}")}}, "data.tiles.*data_rot"),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_runs(
+    make: Make, trained: list[str], changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        fuad.run(make(**changes))
+    assert trained == []
+
+
+def test_an_unknown_key_of_the_grid_is_named(make: Make, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        make(seedz=[1])
+    assert "seedz" in capsys.readouterr().err
+
+
+def test_time_left_counts_what_the_same_model_took(make: Make) -> None:
+    models = {"fast": PADIM, "slow": with_args(PADIM, n_features=5)}
+    cells = fuad.plan(make(models=models))
+    records: list[Any] = [{"status": "done", "wall_seconds": 10}, {"status": "done", "wall_seconds": 100}, None, None]
+    assert fuad._seconds_left(cells, records, [2, 3]) == 110
+    assert fuad._seconds_left(cells, records, []) == 0
+    records[1] = None
+    assert fuad._seconds_left(cells, records, [1, 2, 3]) == 30

@@ -1,0 +1,101 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The demo shows true figures, and everything that it names is there."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from anomalib_cdd import demo
+from anomalib_cdd.cli.entries import resolve_data, resolve_model
+
+CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+PADIM = {
+    "class_path": "anomalib.models.Padim",
+    "init_args": {
+        "backbone": "resnet18",
+        "layers": ["layer1"],
+        "n_features": 4,
+        "pre_trained": False,
+        "pre_processor": {
+            "class_path": "anomalib.pre_processing.PreProcessor",
+            "init_args": {
+                "transform": {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [32, 32]}}
+            },
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("demo")
+    config = {
+        "output": str(folder / "out"),
+        "data": {"class_path": "anomalib_cdd.data.MVTecNoisy", "init_args": {"root": str(mvtec_root)}},
+        "models": {"A": PADIM, "B": PADIM | {"trainer": {"max_epochs": 30}}},
+    }
+    (folder / "demo.yaml").write_text(yaml.safe_dump(config))
+    parsed = demo.get_parser().parse_args(["--config", str(folder / "demo.yaml"), "--smoke"])
+    return {"folder": folder / "out", "outcomes": demo.run(parsed)}
+
+
+def test_figures_are_those_of_the_ranking(outcomes: dict[str, Any]) -> None:
+    written = json.loads((outcomes["folder"] / "measures.json").read_text())
+    for name, outcome in outcomes["outcomes"].items():
+        assert written[name] == pytest.approx(outcome.measures)
+        assert outcome.measures["n_injected"] == outcome.ranking["is_noise"].sum() == 3
+        ranking = pd.read_csv(outcomes["folder"] / name / "audit" / "training_scores.csv")
+        for written_path, path in zip(ranking["image_path"], outcome.ranking["image_path"], strict=True):
+            assert path.endswith(written_path)
+
+
+def test_what_is_named_is_there(outcomes: dict[str, Any]) -> None:
+    for outcome in outcomes["outcomes"].values():
+        assert Path(outcome.checkpoint).is_file()
+        assert Path(outcome.checkpoint).is_absolute()
+        assert outcome.audit.read_text(encoding="utf-8").startswith("<!doctype html>")
+        # 6 normal images, and the anomalous ones that were not injected
+        assert len(list(outcome.heat_maps.rglob("*.png"))) >= 6
+
+
+def test_one_table_with_both_models_and_the_ten_most_suspicious(
+    outcomes: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    demo._show(outcomes["outcomes"])
+    shown = capsys.readouterr().out
+    first = outcomes["outcomes"]["A"]
+    assert f"{first.measures['noise_AP']:.3f}" in shown
+    assert "12 normal and 3 injected training images" in shown
+    for row in first.ranking.head(10).itertuples():
+        assert (
+            f"{row.rank:4d}  {row.score:.4f}  {'injected' if row.is_noise else 'normal  '}  {row.image_path}" in shown
+        )
+    assert str(first.heat_maps) in shown
+    assert str(first.audit) in shown
+    assert str(first.checkpoint) in shown
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = demo.get_parser().parse_args(["--config", str(CONFIG)])
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if "elpv" in name else importlib.util.find_spec(name))
+    with pytest.raises(ModuleNotFoundError, match=r"pip install elpv[-_]dataset"):
+        demo.run(config)
+
+
+def test_the_demo_that_ships_parses() -> None:
+    config = demo.get_parser().parse_args(["--config", str(CONFIG)])
+    assert resolve_data("data", config.data)["init_args"]["max_normal"] == 100
+    teachers = {resolve_model(name, entry)[0]["init_args"]["backbone"] for name, entry in config.models.items()}
+    assert teachers == {"efficientnet_lite0_pypi"}
+
+
+@pytest.mark.slow
+def test_the_demo_that_ships_runs(tmp_path: Path) -> None:
+    config = demo.get_parser().parse_args(["--config", str(CONFIG), "--output", str(tmp_path), "--smoke"])
+    assert set(demo.run(config)) == {"CDD", "Patchcore"}

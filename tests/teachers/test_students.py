@@ -1,0 +1,56 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Both kinds of student return what the teacher gives, at any size."""
+
+import pytest
+import torch
+from anomalib.models.components.backbone.resnet_decoder import ResNetDecoder
+
+from anomalib_cdd.teachers.backbones import Level, Teacher
+from anomalib_cdd.teachers.students import PyramidDecoder, build_student
+
+SIZES = [(224, 224), (256, 256), (192, 320), (100, 150)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("backbone", ["resnet18", "test_efficientnet", "test_convnext", "test_resnet"])
+def test_student_returns_the_teachers_shapes(backbone: str, size: tuple[int, int]) -> None:
+    teacher = Teacher(backbone, pre_trained=False)
+    student = build_student(teacher, width=8)
+    features = teacher(torch.randn(2, 3, *size))
+    assert [level.shape for level in student(features)] == [level.shape for level in features]
+
+
+def test_resnets_get_anomalibs_student_and_others_one_of_their_own() -> None:
+    assert isinstance(build_student(Teacher("resnet18.tv_in1k", pre_trained=False)).decoder, ResNetDecoder)
+    assert isinstance(build_student(Teacher("test_resnet", pre_trained=False)).decoder, PyramidDecoder)
+    two_levels = Teacher("resnet18", layers=["layer2", "layer3"], pre_trained=False)
+    assert isinstance(build_student(two_levels).decoder, PyramidDecoder)
+
+
+def test_heads_are_linear_where_levels_are_signed() -> None:
+    torch.manual_seed(0)
+    for backbone, signed in (("test_convnext", True), ("test_resnet", False)):
+        teacher = Teacher(backbone, pre_trained=False)
+        assert {level.signed for level in teacher.levels} == {signed}
+        features = teacher(torch.randn(2, 3, 64, 64))
+        for level in build_student(teacher, width=8)(features):
+            assert bool((level < 0).any()) == signed
+
+
+def test_levels_whose_strides_do_not_double_are_refused() -> None:
+    teacher = Teacher("test_resnet", pre_trained=False)
+    teacher.levels = (Level("a", 32, 4, signed=False), Level("b", 48, 12, signed=False))
+    with pytest.raises(ValueError, match=r"\[4, 12\]"):
+        build_student(teacher)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "test_resnet"])
+@torch.no_grad()
+def test_levels_of_fp16_and_bf16_make_no_difference_under_autocast(backbone: str) -> None:
+    teacher = Teacher(backbone, pre_trained=False)
+    student = build_student(teacher).eval()
+    levels = [level.half() for level in teacher(torch.randn(2, 3, 64, 64))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kept, single = student(levels), student([level.float() for level in levels])
+    assert all(torch.equal(a, b) for a, b in zip(kept, single, strict=True))

@@ -1,0 +1,211 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Thresholds and normalisation come from the training images alone, for any model, and live in its checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.deploy import TorchInferencer
+from anomalib.engine import Engine
+from anomalib.models import Padim, Patchcore
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import seed_everything
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
+
+from anomalib_cdd import Cdd, LabelFreePostProcessor, MVTecNoisy
+from anomalib_cdd.evaluation.measures import auroc
+from anomalib_cdd.evaluation.predictions import score_dataset
+from anomalib_cdd.thresholds.estimators import label_free_threshold
+
+Engines = Callable[..., Engine]
+
+
+@pytest.fixture
+def make_engine(tmp_path: Path) -> Engines:
+    def make(**options: Any) -> Engine:
+        defaults = {"logger": False, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "max_epochs": 1}
+        defaults |= {"enable_model_summary": False, "default_root_dir": tmp_path / "results"}
+        return Engine(**{**defaults, **options})
+
+    return make
+
+
+def pre_processor() -> PreProcessor:
+    return PreProcessor(Compose([Resize((64, 64), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)]))
+
+
+def make_model(name: str, post_processor: Any) -> Any:
+    seed_everything(0, verbose=False)
+    common = {"pre_trained": False, "visualizer": False, "pre_processor": pre_processor(), "evaluator": False}
+    common["post_processor"] = post_processor
+    if name == "Cdd":
+        # in fp32: so scores what it is compared with
+        return Cdd(backbone="test_resnet", student_width=8, autocast="off", **common)
+    if name == "Patchcore":
+        return Patchcore(backbone="resnet18", layers=["layer1"], coreset_sampling_ratio=0.05, **common)
+    return Padim(backbone="resnet18", layers=["layer1"], n_features=4, **common)
+
+
+def make_data(root: Path, **options: Any) -> MVTecNoisy:
+    defaults = {"noise_ratio": 0.25, "val_split_mode": "none", "train_batch_size": 4, "eval_batch_size": 4}
+    return MVTecNoisy(**{**defaults, "root": root, "category": "bottle", "num_workers": 0, **options})
+
+
+@pytest.mark.parametrize("name", ["Cdd", "Patchcore", "Padim"])
+def test_any_model_is_saved_with_thresholds_of_its_training_images(
+    make_engine: Engines, mvtec_root: Path, name: str, tmp_path: Path
+) -> None:
+    data, post_processor = (
+        make_data(mvtec_root),
+        LabelFreePostProcessor(false_alarm_rate=0.4, pixel_false_alarm_rate=0.3),
+    )
+    model = make_model(name, post_processor)
+    make_engine().fit(model, datamodule=data)
+    mirror = RandomHorizontalFlip(1) if name == "Patchcore" else None
+    train = score_dataset(model, data.train_data, augmentations=mirror, keep_maps=True, progress=False)
+    expected = {
+        "_image_threshold": label_free_threshold(train.scores, 0.4),
+        "_pixel_threshold": label_free_threshold(train.maps, 0.3, "mad"),
+    }
+    checkpoint = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=name == "Cdd")
+    for key, value in expected.items():
+        # of the pixels a sample is taken
+        close = pytest.approx(value, rel=1e-4 if key == "_image_threshold" else 0.1)
+        assert getattr(post_processor, key).item() == close
+        assert checkpoint["state_dict"][f"post_processor.{key}"].item() == close
+    assert checkpoint["anomalib_post_processor_config"]["false_alarm_rate"] == 0.4
+
+
+@pytest.mark.parametrize("name", ["Cdd", "Patchcore"])
+def test_scores_keep_their_ranking_and_labels_survive_a_reload(
+    make_engine: Engines, mvtec_root: Path, name: str, tmp_path: Path
+) -> None:
+    data, engine = make_data(mvtec_root), make_engine()
+    model = make_model(name, LabelFreePostProcessor())
+    engine.fit(model, datamodule=data)
+    raw = score_dataset(model, data.test_data, progress=False)
+    batches = engine.predict(model, dataloaders=data.test_dataloader())
+    scores = torch.cat([batch.pred_score.flatten() for batch in batches]).numpy()
+    labels = torch.cat([batch.pred_label.flatten() for batch in batches]).numpy()
+    assert ((scores > 0) & (scores < 1)).all()
+    assert auroc(scores[raw.labels == 1], scores[raw.labels == 0]) == pytest.approx(
+        auroc(raw.scores[raw.labels == 1], raw.scores[raw.labels == 0])
+    )
+    assert np.array_equal(labels, raw.scores > model.post_processor.image_threshold.item())
+    assert np.array_equal(labels, scores > 0.5)
+    # anomalib's own post-processor, should it read the checkpoint, gives the same labels
+    stock = make_model(name, PostProcessor())
+    again = make_engine().predict(stock, dataloaders=data.test_dataloader(), ckpt_path=next(tmp_path.rglob("*.ckpt")))
+    assert np.array_equal(torch.cat([batch.pred_label.flatten() for batch in again]).numpy(), labels)
+
+
+def test_labels_of_a_validation_set_change_nothing(make_engine: Engines, mvtec_root: Path) -> None:
+    thresholds = []
+    for mode in ("none", "same_as_test"):
+        model = make_model("Padim", LabelFreePostProcessor())
+        make_engine().fit(model, datamodule=make_data(mvtec_root, val_split_mode=mode))
+        thresholds.append(model.post_processor.image_threshold.item())
+    assert thresholds[0] == pytest.approx(thresholds[1], rel=1e-5)
+
+
+def test_a_fit_without_a_datamodule_has_thresholds_too(make_engine: Engines, mvtec_root: Path) -> None:
+    thresholds = []
+    for whole in (True, False):
+        data, model = make_data(mvtec_root), make_model("Cdd", True)
+        data.setup()
+        loader = {"datamodule": data} if whole else {"train_dataloaders": data.train_dataloader()}
+        make_engine().fit(model, **loader)
+        assert type(model.post_processor) is LabelFreePostProcessor
+        thresholds.append(model.post_processor.image_threshold.item())
+    assert thresholds[0] == pytest.approx(thresholds[1], rel=1e-4)
+
+
+def test_other_training_data_has_none_and_says_so(
+    make_engine: Engines, mvtec_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_data(mvtec_root)
+    data.setup()
+    items = [data.train_data[i] for i in range(8)]
+    model = make_model("Cdd", LabelFreePostProcessor())
+    with caplog.at_level("WARNING"):
+        make_engine().fit(model, train_dataloaders=DataLoader(items, 4, collate_fn=data.train_data.collate_fn))
+    assert "No thresholds: the training data is a list" in caplog.text
+    assert model.post_processor.image_threshold.isnan()
+
+
+def test_a_loader_that_cannot_be_read_again_costs_no_training(
+    make_engine: Engines, mvtec_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_data(mvtec_root)
+    data.setup()
+    batches = [[0, 1, 2, 3], [4, 5, 6, 7]]
+    loader = DataLoader(data.train_data, batch_sampler=batches, collate_fn=data.train_data.collate_fn)
+    model = make_model("Padim", LabelFreePostProcessor())
+    with caplog.at_level("WARNING"):
+        make_engine().fit(model, train_dataloaders=loader)
+    assert "there are no thresholds" in caplog.text
+    assert model.post_processor.image_threshold.isnan()
+
+
+def test_only_the_last_epoch_is_calibrated(
+    make_engine: Engines, mvtec_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+    calibrate = LabelFreePostProcessor.calibrate
+
+    def record(self: LabelFreePostProcessor, model: Any, *args: Any, **kwargs: Any) -> None:
+        epochs.append(model.current_epoch)
+        calibrate(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(LabelFreePostProcessor, "calibrate", record)
+    make_engine(max_epochs=3).fit(make_model("Cdd", True), datamodule=make_data(mvtec_root))
+    assert epochs == [2]
+
+
+def test_it_is_part_of_an_export(
+    make_engine: Engines, mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    data, engine = make_data(mvtec_root), make_engine()
+    model = make_model("Padim", LabelFreePostProcessor())
+    engine.fit(model, datamodule=data)
+    path = engine.export(model, "torch", export_root=tmp_path)
+    expected = engine.predict(model, dataloaders=data.test_dataloader())
+    inferencer = TorchInferencer(path=path, device="cpu")
+    image = data.test_data.samples["image_path"].iloc[0]
+    assert inferencer.predict(image).pred_score.item() == pytest.approx(expected[0].pred_score[0].item(), abs=1e-3)
+
+
+def test_the_threshold_is_a_half_the_median_a_quarter_and_nothing_ties() -> None:
+    post_processor = LabelFreePostProcessor()
+    scores = np.exp(np.random.default_rng(0).normal(size=101)).astype(np.float32)
+    post_processor.set_thresholds(scores)
+    far = torch.tensor([float(np.median(scores)), post_processor.image_threshold.item(), 1e3, 1e4])
+    normalized = post_processor._normalize(
+        far, post_processor.image_min, post_processor.image_max, post_processor.image_threshold
+    )
+    assert normalized[:2].tolist() == pytest.approx([0.25, 0.5], abs=1e-5)
+    assert normalized[2] < normalized[3] < 1
+    # without maps the pixel threshold is the image's, as in anomalib
+    assert post_processor.pixel_threshold == post_processor.image_threshold
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"false_alarm_rate": 0.0}, r"false_alarm_rate is 0\.0"),
+        ({"false_alarm_rate": 0.9}, r"false_alarm_rate is 0\.9"),
+        ({"pixel_false_alarm_rate": -1.0}, r"pixel_false_alarm_rate is -1\.0"),
+        ({"method": "otsu"}, "method is 'otsu'.*'mad', 'mixture', 'tail'"),
+        ({"views": "both"}, "views is 'both'.*'auto', 'plain', 'mirrored'"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LabelFreePostProcessor(**options)

@@ -1,0 +1,68 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Maps of cropped images are drawn where they belong."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import ImageBatch
+from PIL import Image
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
+
+from anomalib_cdd.training.visualization import Margins, UncroppedVisualizer, crop_margins, uncrop
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([Resize((256, 256)), CenterCrop(224)], Margins(16, 16, 16, 16)),
+        ([Resize((100, 201)), CenterCrop((80, 100)), Normalize([0.5], [0.5])], Margins(50, 51, 10, 10)),
+        ([Resize((256, 256))], Margins()),
+        ([Resize(256), CenterCrop(224)], Margins()),  # a side of unknown length
+    ],
+)
+def test_margins_are_what_the_crop_takes(steps: list, expected: Margins) -> None:
+    assert crop_margins(Compose(steps)) == expected
+    if any(expected):
+        image = torch.rand(1, 3, *steps[0].size)
+        cropped = steps[1](image)
+        back = uncrop(cropped, expected)
+        assert back.shape == image.shape
+        inside = back != 0
+        assert torch.equal(back[inside], image[inside])
+    assert crop_margins(None) == Margins()
+
+
+def test_a_defect_is_drawn_over_itself(tmp_path: Path) -> None:
+    """A white square in a corner of the crop: the hottest pixels of the overlay lie on it."""
+    image = np.full((256, 256, 3), 60, dtype=np.uint8)
+    image[20:50, 20:50] = 255
+    Image.fromarray(image).save(tmp_path / "square.png")
+    transform = Compose([Resize((256, 256)), CenterCrop(224)])
+    cropped = transform(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
+    batch = ImageBatch(
+        image=cropped,
+        anomaly_map=(cropped[:, 0] > 0.9).float(),
+        pred_mask=cropped[:, 0] > 0.9,
+        image_path=[str(tmp_path / "square.png")],
+    )
+    visualizer = UncroppedVisualizer(
+        fields=["image"],
+        overlay_fields=[("image", ["anomaly_map"])],
+        text_config={"enable": False},
+        output_dir=tmp_path / "out",
+    )
+    model = SimpleNamespace(pre_processor=SimpleNamespace(transform=transform))
+    visualizer.on_test_batch_end(SimpleNamespace(default_root_dir=tmp_path), model, batch, batch, 0)
+    assert batch.anomaly_map.shape[-2:] == (224, 224)  # the batch itself is left as it was
+    [path] = (tmp_path / "out").rglob("*.png")
+    with Image.open(path) as drawn:
+        overlay = np.asarray(drawn.convert("RGB"), dtype=float)[:, -256:]
+    # red over blue is hot in anomalib's colours
+    hot = overlay[..., 0] - overlay[..., 2]
+    rows, columns = np.nonzero(hot > hot.max() / 2)
+    assert abs(rows.mean() - 35) < 4
+    assert abs(columns.mean() - 35) < 4
