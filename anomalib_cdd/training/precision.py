@@ -30,3 +30,10 @@ def bf16_where_fast(device: torch.device) -> AbstractContextManager:
 def is_traced() -> bool:
     """Return whether an export or a compiler follows what is computed; it would take autocast along."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+
+
+def full_precision(device_type: str) -> AbstractContextManager:
+    """Leave autocast, where there is one: an export traces no context."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
