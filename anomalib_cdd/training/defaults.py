@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_cdd.teachers.backbones import IMAGENET_MEAN, IMAGENET_STD, normalisation
 
+from .exports import FaithfulExports
 from .visualization import UncroppedVisualizer
 
 _PROVIDED: dict[str, Callable[[], Any]] = {}
@@ -26,8 +27,11 @@ def provide(*, post_processor: Callable[[], PostProcessor], audit: Callable[[], 
     _PROVIDED.update(post_processor=post_processor, audit=audit)
 
 
-class LabelFreeDefaults:
-    """Mixin before ``AnomalibModule``: thresholds without labels, the audit when a fit ends, maps in their place."""
+class LabelFreeDefaults(FaithfulExports):
+    """Mixin before ``AnomalibModule``: thresholds without labels, the audit when a fit ends, maps in their place.
+
+    Exports give the same scores, see :class:`~anomalib_cdd.training.exports.FaithfulExports`.
+    """
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the model's components that are callbacks and, unless ``audit`` is off, the audit."""

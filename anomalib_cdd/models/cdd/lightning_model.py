@@ -408,11 +408,6 @@ class Cdd(LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomal
         with self._autocast():
             return super().predict_step(batch, batch_idx, dataloader_idx)
 
-    def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Pre-process images ``(B, 3, H, W)`` in [0, 1], score and post-process them: what an export does."""
-        with self._autocast():
-            return super().forward(batch, *args, **kwargs)
-
     def configure_optimizers(self) -> list[Optimizer]:
         """Return one Adam for the global student and one for each domain student."""
         self._domain_students = [copy.deepcopy(self.model.student) for _ in range(max(self.options.domains))]
