@@ -13,6 +13,7 @@ from typing import Any
 
 from anomalib.cli import AnomalibCLI
 from anomalib.loggers import configure_logger
+from lightning.pytorch import seed_everything
 
 import anomalib_cdd  # noqa: F401  # registers its classes with anomalib
 
@@ -29,12 +30,21 @@ class CddCLI(AnomalibCLI):
     def _set_install_subcommand(self, action_subcommand: Any) -> None:
         # the one place where anomalib hands over its subcommands while it builds them
         super()._set_install_subcommand(action_subcommand)
-        from anomalib_cdd import benchmark as fuad
-        from anomalib_cdd.cli import audit, demo
+        from anomalib_cdd.cli import audit, demo, fuad
 
         for name, module in (("demo", demo), ("audit", audit), ("fuad", fuad)):
             self.subcommand_parsers[name] = module.get_parser()
             action_subcommand.add_subcommand(name, self.subcommand_parsers[name], help=SUBCOMMANDS[name])
+
+    def before_instantiate_classes(self) -> None:
+        """Seed every random number before anything is made: anomalib takes ``--seed_everything`` and never reads it.
+
+        ``true``, its default, is a random seed and so is left alone.
+        """
+        super().before_instantiate_classes()
+        seed = self.config[self.config["subcommand"]].get("seed_everything", True)
+        if not isinstance(seed, bool):
+            seed_everything(seed, workers=True)
 
     def _run_subcommand(self) -> None:
         if self.config["subcommand"] == "benchmark":
@@ -43,10 +53,10 @@ class CddCLI(AnomalibCLI):
 
     def demo(self) -> None:
         """Run the demo; anomalib's CLI calls a subcommand that it does not know by its name."""
-        from anomalib_cdd.cli import demo
+        from anomalib_cdd.cli import demo as command
 
         with _plain_errors():
-            demo.run(self.config["demo"])
+            command.run(self.config["demo"])
 
     def audit(self) -> None:
         """Audit a folder."""
@@ -57,10 +67,10 @@ class CddCLI(AnomalibCLI):
 
     def fuad(self) -> None:
         """Run the comparison grid, with exit status 1 if a cell failed."""
-        from anomalib_cdd import benchmark as fuad
+        from anomalib_cdd.cli import fuad as command
 
         with _plain_errors():
-            failed = fuad.run(self.config["fuad"])
+            failed = command.run(self.config["fuad"])
         if failed:
             sys.exit(1)
 
