@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import __main__ as bench
-from benchmarks.domain_students import refreshed
 from benchmarks.measuring import Comparison, alternate
 from benchmarks.report import to_markdown
 from benchmarks.rows import ROWS, Setting

@@ -47,6 +47,11 @@ def _code(folder: Path) -> str:
     return "\n".join(parts)
 
 
+def forget() -> None:
+    """Read the code anew at the next question."""
+    _code.cache_clear()
+
+
 def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
@@ -65,5 +70,5 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(PACKAGE), *arguments]  # noqa: S607  # git is where the user has it
+    command = ["git", "-C", str(PACKAGE), *arguments]  # git is where the user has it
     return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()  # noqa: S603
