@@ -66,7 +66,7 @@ def plan(
     codes = {name: fingerprint(model["class_path"]) for name, (model, _) in models.items()}
     cells = []
     for seed, name, ratio, model in product(seeds, data, noise_ratios, models):
-        config = copy.deepcopy({"data": data[name], "model": models[model][0], "trainer": models[model][1]})
+        config: Entry = copy.deepcopy({"data": data[name], "model": models[model][0], "trainer": models[model][1]})
         config["data"]["init_args"] |= {"noise_ratio": ratio, "noise_seed": seed}
         if "seed" in config["model"]["init_args"]:
             config["model"]["init_args"]["seed"] = seed
