@@ -9,12 +9,14 @@ and their place in ``benchmark`` work. ``demo``, ``audit`` and ``fuad`` are adde
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from anomalib.cli import AnomalibCLI
 from anomalib.loggers import configure_logger
+from torch.utils.data import DataLoader
 
-import anomalib_cdd  # noqa: F401  # registers its classes with anomalib
+import anomalib_cdd  # registers its classes with anomalib
 
 SUBCOMMANDS = {
     "demo": "Train on solar cells with defective ones among them, and show what was learned.",
@@ -35,6 +37,14 @@ class CddCLI(AnomalibCLI):
         for name, module in (("demo", demo), ("audit", audit), ("fuad", fuad)):
             self.subcommand_parsers[name] = module.get_parser()
             action_subcommand.add_subcommand(name, self.subcommand_parsers[name], help=SUBCOMMANDS[name])
+
+    def instantiate_classes(self) -> None:
+        """Let ``predict --data PATH`` take any path, and read its images as the model's training set was read."""
+        super().instantiate_classes()
+        if self.config["subcommand"] == "predict" and isinstance(self.datamodule, str | Path):
+            with _plain_errors():
+                images = anomalib_cdd.PredictImages(self.datamodule)
+            self.datamodule = DataLoader(images, collate_fn=images.collate_fn, pin_memory=True)
 
     def _run_subcommand(self) -> None:
         if self.config["subcommand"] == "benchmark":

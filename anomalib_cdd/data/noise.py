@@ -22,7 +22,6 @@ from anomalib.data.utils import LabelName, ValSplitMode
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.trainer.states import TrainerFn
 
-from anomalib_cdd.data.images import check_images
 from anomalib_cdd.data.manifest import (
     check_exclude_list,
     check_manifest,
@@ -30,6 +29,10 @@ from anomalib_cdd.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from anomalib_cdd.data.plain_root import plain_root
+from anomalib_cdd.training.image_files import without_hidden
+from anomalib_cdd.training.read_alike import Reader, ReadsSamples, read_by, refuse_other_model
+from anomalib_cdd.training.reading import white_level
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -135,6 +138,17 @@ def _broken_links(root: str | Path | None) -> list[Path]:
     return [] if root is None else [path for path in Path(root).rglob("*") if path.is_symlink() and not path.exists()]
 
 
+def _leave_out_hidden(dataset: AnomalibDataset, root: str | Path | None) -> None:
+    if root is None or dataset.samples.empty:
+        return
+    base, name_of = relative_names(dataset.samples["image_path"], root)
+    visible = {str(path) for path in without_hidden([base / name for name in name_of.values()], base)}
+    kept = [str(base / name_of[path]) in visible for path in dataset.samples["image_path"]]
+    if not all(kept):
+        logger.warning("%s: %d hidden files left out of %d images", base, len(kept) - sum(kept), len(kept))
+        dataset.samples = dataset.samples[kept]
+
+
 class NoiseInjection(AnomalibDataModule):
     """Mixin before an anomalib datamodule: ``class MVTecNoisy(NoiseInjection, MVTecAD)``.
 
@@ -212,6 +226,8 @@ class NoiseInjection(AnomalibDataModule):
             msg = "injected_data is known once setup() has been called"
             raise RuntimeError(msg)
         self._injected_data.augmentations = self.test_data.augmentations
+        if isinstance(self.test_data, ReadsSamples):
+            read_by(self._injected_data, self.test_data.reader)
         return self._injected_data
 
     def write_manifest(self, path: str | Path) -> None:
@@ -239,6 +255,7 @@ class NoiseInjection(AnomalibDataModule):
         """
         super().setup(stage)
         trainer = self.trainer
+        self._read_alike(getattr(trainer, "lightning_module", None), is_fit=stage == TrainerFn.FITTING)
         if (
             stage != TrainerFn.FITTING
             or trainer is None
@@ -250,14 +267,29 @@ class NoiseInjection(AnomalibDataModule):
         if self.manifest is None or path.resolve() != Path(self.manifest).resolve():
             self.write_manifest(path)
 
+    def _read_alike(self, model: Any, *, is_fit: bool) -> None:
+        """Let every subset read as the model does; without a model of this package, by what the training set uses."""
+        subsets = [getattr(self, name) for name in ("train_data", "val_data", "test_data") if hasattr(self, name)]
+        reader = getattr(model, "reader", None) or getattr(self.train_data, "reader", None)
+        if reader is None:
+            reader = Reader(white_level(self.train_data.samples["image_path"]))
+        if is_fit:
+            refuse_other_model(model, reader)
+        for subset in subsets:
+            read_by(subset, reader)
+
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """Return the validation loader, or none at all with ``val_split_mode: none``, where anomalib's own fails."""
         return super().val_dataloader() if hasattr(self, "val_data") else []
 
     def _setup(self, _stage: str | None = None) -> None:
         try:
-            super()._setup(_stage)  # type: ignore[safe-super]
+            with plain_root(self):
+                super()._setup(_stage)  # type: ignore[safe-super]
         except ValueError as error:  # pandas', when masks are not as many as anomalous images
+            if "too long" in str(error) or "non-printable" in str(error):  # below the root
+                msg = f"{self.name} cannot be read: {error}. Rename it, or use FolderNoisy, which takes any path"
+                raise ValueError(msg) from error
             msg = (
                 f"{self.name} cannot be read: {error}. Does every anomalous test image have its ground truth mask, and "
                 "a file type that this data set takes (MVTec AD: .png only; any type: FolderNoisy)?"
@@ -269,9 +301,8 @@ class NoiseInjection(AnomalibDataModule):
                 raise
             msg = f"{self.name} cannot be read: {broken[0]} is a link to nowhere; mend or remove it"
             raise FileNotFoundError(msg) from error
-        for subset in ("train_data", "val_data", "test_data"):
-            if hasattr(self, subset):
-                check_images(getattr(self, subset))
+        for subset in (self.train_data, self.test_data):
+            _leave_out_hidden(subset, getattr(self, "root", None))
 
     def _create_test_split(self) -> None:
         # afterwards the test set is final, and validation not yet cut from it

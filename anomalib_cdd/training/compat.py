@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything here touches a private name of Lightning or anomalib; each says which public way it waits for."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from anomalib.data import ImageBatch, ImageItem
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -38,3 +39,26 @@ def placeholder_loader(images: int, batch_size: int) -> DataLoader:
     """
     items = cast("Dataset", [ImageItem(image=torch.zeros(3, 1, 1))] * images)
     return DataLoader(items, batch_size=batch_size, collate_fn=ImageBatch.collate)
+
+
+def datasets_of(trainer: Trainer, stage: str) -> list[Dataset]:
+    """Return the data sets that a stage reads, of its data module or its loaders; a fit's training set comes first.
+
+    Args:
+        trainer: A trainer whose run is being set up.
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+    """
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    if datamodule is not None:
+        names = [f"{subset}_data" for subset in ("train", "val", "test")]
+        return [getattr(datamodule, name) for name in names if hasattr(datamodule, name)]
+    loops: dict[str, list[Any]] = {
+        "fit": [trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop],
+        "validate": [trainer.validate_loop],
+        "test": [trainer.test_loop],
+        "predict": [trainer.predict_loop],
+    }
+    # before a loop runs there is no public name for the loaders that it was given
+    given = [loop._data_source.instance for loop in loops[stage]]  # noqa: SLF001
+    loaders = [loader for one in given if one is not None for loader in CombinedLoader(one, "sequential").flattened]
+    return [loader.dataset for loader in loaders if hasattr(loader, "dataset")]

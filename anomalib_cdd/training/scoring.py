@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Resize, Transform
 from tqdm.auto import tqdm
 
+from .read_alike import as_trained
+
 
 @torch.no_grad()
 def iterate_predictions(
@@ -43,6 +45,8 @@ def iterate_predictions(
         ValueError: See :func:`score_dataset`.
     """
     transform = getattr(model.pre_processor, "transform", None)
+    dataset = copy.copy(dataset)
+    as_trained(model, dataset)
     loader = _loader(dataset, augmentations, transform, batch_size, num_workers)
     home, was_training = model.device, model.training
     device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
@@ -66,7 +70,6 @@ def _loader(
 ) -> DataLoader:
     """Resize before collating, as anomalib's datamodules do: images of one set may differ in size."""
     steps = [step for step in (augmentations, *extract_transforms_by_type(transform, Resize)[:1]) if step is not None]
-    dataset = copy.copy(dataset)
     dataset.augmentations = Compose(steps) if steps else None
     return DataLoader(dataset, batch_size, shuffle=False, num_workers=num_workers, collate_fn=dataset.collate_fn)
 
