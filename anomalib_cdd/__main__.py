@@ -42,8 +42,10 @@ class CddCLI(AnomalibCLI):
         """Let ``predict --data PATH`` take any path, and read its images as the model's training set was read."""
         super().instantiate_classes()
         if self.config["subcommand"] == "predict" and isinstance(self.datamodule, str | Path):
-            with _plain_errors():
-                images = anomalib_cdd.PredictImages(self.datamodule)
+            try:
+                images = anomalib_cdd.data.PredictImages(self.datamodule)
+            except (OSError, ValueError) as error:
+                sys.exit(f"error: {error}")
             self.datamodule = DataLoader(images, collate_fn=images.collate_fn, pin_memory=True)
 
     def _run_subcommand(self) -> None:

@@ -20,7 +20,6 @@ from anomalib.data.datasets.image.mvtec_loco import MVTecLOCODataset
 from anomalib.data.utils import LabelName
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
@@ -108,7 +107,7 @@ class ReadsFiles(PredictDataset):
         return _empty, (type(self).__bases__[1],), self.__dict__
 
 
-def read_by(dataset: Dataset, reader: Reader) -> None:
+def read_by(dataset: Any, reader: Reader) -> None:
     """Make a data set read its files by ``reader`` from now on, in place.
 
     Args:
@@ -121,8 +120,9 @@ def read_by(dataset: Dataset, reader: Reader) -> None:
             return
         if isinstance(dataset, PredictDataset):
             _leave_out_hidden(dataset)
-        dataset.__class__ = _reading_class(type(dataset))
-    dataset.reader = reader  # type: ignore[union-attr]  # it has become one of the two
+        kind: Any = type(dataset)
+        dataset.__class__ = _reading_class(kind)
+    dataset.reader = reader
 
 
 def refuse_other_model(model: Any, reader: Reader) -> None:  # any model, or none

@@ -180,7 +180,8 @@ def _deep_channels(image: Image.Image) -> str | None:
     if image.mode[0] in "IF":
         return "grey"
     # Pillow has no mode for deep colour, and takes the upper half of each value
-    layouts = (tile.args if isinstance(tile.args, str) else str(tile.args[0]) for tile in image.tile if tile.args)
+    tiles = getattr(image, "tile", [])
+    layouts = (tile.args if isinstance(tile.args, str) else str(tile.args[0]) for tile in tiles if tile.args)
     return "colour" if any(DEEP_COLOUR.fullmatch(layout) for layout in layouts) else None
 
 

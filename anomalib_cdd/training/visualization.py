@@ -94,5 +94,8 @@ class UncroppedVisualizer(ImageVisualizer):
                 drawn.image, drawn.image_path = to_dtype(to_image(photo), torch.float32, scale=True), None
             picture = self.visualize(drawn)
             if isinstance(picture, Image.Image):
-                name, category = (getattr(datamodule, key, None) for key in ("name", "category"))
-                picture.save(generate_output_filename(item.image_path or "", self.output_dir, name, category))
+                place: Any = {key: getattr(datamodule, key, None) for key in ("name", "category")}
+                path = generate_output_filename(
+                    item.image_path or "", self.output_dir, dataset_name=place["name"], category=place["category"]
+                )
+                picture.save(path)
