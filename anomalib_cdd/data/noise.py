@@ -22,6 +22,7 @@ from anomalib.data.utils import LabelName, ValSplitMode
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.trainer.states import TrainerFn
 
+from anomalib_cdd.data.layouts import broken_links, leave_out_hidden, plain_root, what_to_mend
 from anomalib_cdd.data.manifest import (
     check_exclude_list,
     check_manifest,
@@ -29,8 +30,6 @@ from anomalib_cdd.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from anomalib_cdd.data.plain_root import plain_root
-from anomalib_cdd.training.image_files import without_hidden
 from anomalib_cdd.training.read_alike import Reader, ReadsSamples, read_by, refuse_other_model
 from anomalib_cdd.training.reading import white_level
 
@@ -132,21 +131,6 @@ def relative_names(paths: Iterable[str], root: str | Path | None) -> tuple[Path,
     bases.append(Path(os.path.commonpath([path.parent for path in absolute.values()])))
     base = next(base for base in bases if all(path.is_relative_to(base) for path in absolute.values()))
     return base, {name: path.relative_to(base).as_posix() for name, path in absolute.items()}
-
-
-def _broken_links(root: str | Path | None) -> list[Path]:
-    return [] if root is None else [path for path in Path(root).rglob("*") if path.is_symlink() and not path.exists()]
-
-
-def _leave_out_hidden(dataset: AnomalibDataset, root: str | Path | None) -> None:
-    if root is None or dataset.samples.empty:
-        return
-    base, name_of = relative_names(dataset.samples["image_path"], root)
-    visible = {str(path) for path in without_hidden([base / name for name in name_of.values()], base)}
-    kept = [str(base / name_of[path]) in visible for path in dataset.samples["image_path"]]
-    if not all(kept):
-        logger.warning("%s: %d hidden files left out of %d images", base, len(kept) - sum(kept), len(kept))
-        dataset.samples = dataset.samples[kept]
 
 
 class NoiseInjection(AnomalibDataModule):
@@ -286,23 +270,18 @@ class NoiseInjection(AnomalibDataModule):
         try:
             with plain_root(self):
                 super()._setup(_stage)  # type: ignore[safe-super]
-        except ValueError as error:  # pandas', when masks are not as many as anomalous images
-            if "too long" in str(error) or "non-printable" in str(error):  # below the root
-                msg = f"{self.name} cannot be read: {error}. Rename it, or use FolderNoisy, which takes any path"
-                raise ValueError(msg) from error
-            msg = (
-                f"{self.name} cannot be read: {error}. Does every anomalous test image have its ground truth mask, and "
-                "a file type that this data set takes (MVTec AD: .png only; any type: FolderNoisy)?"
-            )
+        except (ValueError, TypeError) as error:  # pandas', when masks are not as many as anomalous images
+            msg = f"{self.name} cannot be read: {error}. {what_to_mend(self, str(error))}"
             raise ValueError(msg) from error
         except FileNotFoundError as error:  # anomalib's does not say which
-            broken = _broken_links(getattr(self, "root", None))
+            broken = broken_links(getattr(self, "root", None))
             if not broken:
                 raise
             msg = f"{self.name} cannot be read: {broken[0]} is a link to nowhere; mend or remove it"
             raise FileNotFoundError(msg) from error
         for subset in (self.train_data, self.test_data):
-            _leave_out_hidden(subset, getattr(self, "root", None))
+            if getattr(self, "root", None) is not None:
+                leave_out_hidden(subset, Path(self.root).resolve())
 
     def _create_test_split(self) -> None:
         # afterwards the test set is final, and validation not yet cut from it

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from anomalib.data import ImageBatch, ImageItem
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
@@ -48,17 +48,16 @@ def datasets_of(trainer: Trainer, stage: str) -> list[Dataset]:
         trainer: A trainer whose run is being set up.
         stage: ``fit``, ``validate``, ``test`` or ``predict``.
     """
-    datamodule: Any = getattr(trainer, "datamodule", None)
-    if datamodule is not None:
-        names = [f"{subset}_data" for subset in ("train", "val", "test")]
-        return [getattr(datamodule, name) for name in names if hasattr(datamodule, name)]
     loops: dict[str, list[Any]] = {
         "fit": [trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop],
         "validate": [trainer.validate_loop],
         "test": [trainer.test_loop],
         "predict": [trainer.predict_loop],
     }
-    # before a loop runs there is no public name for the loaders that it was given
+    # before a loop runs there is no public name for what it was given; `trainer.datamodule` may be of an earlier run
     given = [loop._data_source.instance for loop in loops[stage]]  # noqa: SLF001
+    if isinstance(given[0], LightningDataModule):
+        names = [f"{subset}_data" for subset in ("train", "val", "test")]
+        return [getattr(given[0], name) for name in names if hasattr(given[0], name)]
     loaders = [loader for one in given if one is not None for loader in CombinedLoader(one, "sequential").flattened]
     return [loader.dataset for loader in loaders if hasattr(loader, "dataset")]

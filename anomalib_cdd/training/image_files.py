@@ -51,4 +51,9 @@ def image_files(folder: str | Path, extensions: Sequence[str] | None = None) -> 
 
 def without_hidden(files: Iterable[Path], folder: Path) -> list[Path]:
     """Leave out files whose path below ``folder`` has a part that begins with a dot."""
-    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+    def is_hidden(path: Path) -> bool:
+        inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+        return any(part.startswith(".") for part in inside.parts)
+
+    return [path for path in files if not is_hidden(path)]
