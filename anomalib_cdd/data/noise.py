@@ -30,7 +30,7 @@ from anomalib_cdd.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from anomalib_cdd.training.read_alike import Reader, ReadsSamples, read_by, refuse_other_model
+from anomalib_cdd.training.read_alike import EIGHT_BITS, Reader, ReadsSamples, read_by, refuse_other_model
 from anomalib_cdd.training.reading import white_level
 
 if TYPE_CHECKING:
@@ -255,8 +255,13 @@ class NoiseInjection(AnomalibDataModule):
         """Let every subset read as the model does; without a model of this package, by what the training set uses."""
         subsets = [getattr(self, name) for name in ("train_data", "val_data", "test_data") if hasattr(self, name)]
         reader = getattr(model, "reader", None) or getattr(self.train_data, "reader", None)
-        if reader is None:
-            reader = Reader(white_level(self.train_data.samples["image_path"]))
+        is_synthetic = any(isinstance(subset, SyntheticAnomalyDataset) for subset in subsets)
+        if reader is None or is_synthetic:
+            white = white_level(self.train_data.samples["image_path"])
+            reader = reader or Reader(white)
+            if is_synthetic and white is not None and white > EIGHT_BITS:
+                msg = "synthetic anomalies are drawn on images of eight bits, these have more: use another split mode"
+                raise ValueError(msg)
         if is_fit:
             refuse_other_model(model, reader)
         for subset in subsets:
@@ -279,9 +284,9 @@ class NoiseInjection(AnomalibDataModule):
                 raise
             msg = f"{self.name} cannot be read: {broken[0]} is a link to nowhere; mend or remove it"
             raise FileNotFoundError(msg) from error
-        for subset in (self.train_data, self.test_data):
-            if getattr(self, "root", None) is not None:
-                leave_out_hidden(subset, Path(self.root).resolve())
+        root: Any = getattr(self, "root", None)
+        for subset in (self.train_data, self.test_data) if root is not None else ():
+            leave_out_hidden(subset, Path(root).resolve())
 
     def _create_test_split(self) -> None:
         # afterwards the test set is final, and validation not yet cut from it
