@@ -9,13 +9,15 @@ and their place in ``benchmark`` work. ``demo``, ``audit`` and ``fuad`` are adde
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from anomalib.cli import AnomalibCLI
 from anomalib.loggers import configure_logger
 from lightning.pytorch import seed_everything
+from torch.utils.data import DataLoader
 
-import anomalib_cdd  # noqa: F401  # registers its classes with anomalib
+import anomalib_cdd  # registers its classes with anomalib
 
 SUBCOMMANDS = {
     "demo": "Train on solar cells with defective ones among them, and show what was learned.",
@@ -45,6 +47,16 @@ class CddCLI(AnomalibCLI):
         seed = self.config[self.config["subcommand"]].get("seed_everything", True)
         if not isinstance(seed, bool):
             seed_everything(seed, workers=True)
+
+    def instantiate_classes(self) -> None:
+        """Let ``predict --data PATH`` take any path, and read its images as the model's training set was read."""
+        super().instantiate_classes()
+        if self.config["subcommand"] == "predict" and isinstance(self.datamodule, str | Path):
+            try:
+                images = anomalib_cdd.data.PredictImages(self.datamodule)
+            except (OSError, ValueError) as error:
+                sys.exit(f"error: {error}")
+            self.datamodule = DataLoader(images, collate_fn=images.collate_fn, pin_memory=True)
 
     def _run_subcommand(self) -> None:
         if self.config["subcommand"] == "benchmark":

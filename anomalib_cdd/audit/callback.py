@@ -25,6 +25,7 @@ from anomalib_cdd.evaluation.predictions import Predictions
 from anomalib_cdd.evaluation.settings import rank_predictions
 from anomalib_cdd.thresholds.estimators import label_free_threshold
 from anomalib_cdd.training.images import TrainingImages
+from anomalib_cdd.training.reading import read_for_display
 from anomalib_cdd.training.scoring import iterate_predictions, takes_bars
 from anomalib_cdd.training.visualization import crop_margins, uncrop
 
@@ -172,14 +173,7 @@ def _look(
 
 
 def _thumbnail(path: str | Path) -> Image.Image:
-    with Image.open(path) as image:
-        # 16-bit images would be clipped to white
-        if image.mode.startswith(("I", "F")):
-            values = np.asarray(image, dtype=np.float32)
-            span = max(float(values.max() - values.min()), 1.0)
-            thumbnail = Image.fromarray(((values - values.min()) / span * 255).astype(np.uint8)).convert("RGB")
-        else:
-            thumbnail = image.convert("RGB")
+    thumbnail = read_for_display(path)
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     return thumbnail
 
