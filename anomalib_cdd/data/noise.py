@@ -202,7 +202,7 @@ class NoiseInjection(AnomalibDataModule):
         self.max_normal = max_normal
         self.exclude = exclude
         self.seed = 0 if self.seed is None else self.seed  # a split by chance would change with every setup
-        self.clean = clean
+        self.clean = Cleaning.of(clean)
         self.cleaned: Cleaned | None = None
         self._injected_data: AnomalibDataset | None = None
         self._clean_data: AnomalibDataset | None = None
