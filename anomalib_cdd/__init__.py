@@ -9,16 +9,18 @@ Importing it registers its models and datamodules where anomalib looks names up,
 import anomalib.data
 import anomalib.models
 
-from . import data, models, teachers
+from . import cleaning, data, models, teachers
 from .audit import TrainingAudit
 from .data import *  # noqa: F403
+from .data import clean
 from .evaluation import FuadEvaluator
 from .models import *  # noqa: F403
 from .thresholds import LabelFreePostProcessor
 from .training import defaults
 from .training.reading import read_image
 
-__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "TrainingAudit", "data", "models", "read_image", "teachers"]
+__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "TrainingAudit"]
+__all__ += ["cleaning", "data", "models", "read_image", "teachers"]
 __all__ += data.__all__
 __all__ += models.__all__
 __version__ = "0.2.0.dev0"
@@ -35,3 +37,4 @@ def _register() -> None:
 
 _register()
 defaults.provide(post_processor=LabelFreePostProcessor, audit=TrainingAudit)
+clean.provide(judge=cleaning.judge)

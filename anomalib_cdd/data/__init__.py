@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datamodules whose training sets are not clean."""
 
+from anomalib_cdd.data.clean import Cleaning
 from anomalib_cdd.data.datamodules import (
     BTechNoisy,
     DatumaroNoisy,
@@ -17,6 +18,7 @@ from anomalib_cdd.data.predict import PredictImages
 
 __all__ = [
     "BTechNoisy",
+    "Cleaning",
     "DatumaroNoisy",
     "Elpv",
     "ElpvDataset",
