@@ -169,7 +169,7 @@ def _table(shown: Shown, scored: ScoredImages, names: list[str], review: dict[st
     if scored.percentiles is not None:
         table["percentile"] = scored.percentiles
     samples = shown.images.dataset.samples
-    if "is_noise" in samples:
+    if "is_noise" in samples and samples["is_noise"].any():
         table["is_noise"] = samples["is_noise"].to_numpy(dtype=bool)
     table["flags"] = ["; ".join(found) for found in flags(shown.pictures)]
     group_of = {row: number for number, group in enumerate(scored.duplicates, start=1) for row in group}

@@ -16,6 +16,8 @@ from anomalib.models import AnomalibModule
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from anomalib_cdd.cleaning.scorer import score_images
+from anomalib_cdd.teachers.backbones import PYPI_TEACHER
 from anomalib_cdd.training.images import TrainingImages
 from anomalib_cdd.training.report import ReportsTraining, TrainingReport, report_of
 from anomalib_cdd.training.scoring import iterate_predictions
@@ -88,6 +90,28 @@ def score_by_model(
     elif trained_on is None:
         notes.append("The checkpoint keeps no scores of its training images: there are no percentiles.")
     return ScoredImages(paths, scores, name, sample, notes, maps, scores, percentiles=percentiles)
+
+
+def score_by_recurrence(
+    images: TrainingImages, *, backbone: str = PYPI_TEACHER, progress: bool = True
+) -> ScoredImages:
+    """Score images by what comes back in the others, without any training.
+
+    Args:
+        images: The data set and how it is read.
+        backbone: timm name of the teacher whose features are compared.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: See :func:`anomalib_cdd.cleaning.scorer.score_images`.
+        RuntimeError: If the teacher's weights are not there.
+    """
+    found = score_images(images.dataset, backbone=backbone, batch_size=images.batch_size, progress=progress)
+    note = "No model was trained: an image is suspicious where it shows what the others do not. Scores are out of sample."
+    sample: list[Sample] = ["out-of-sample"] * len(found.image_paths)
+    return ScoredImages(
+        found.image_paths, found.scores, "recurrence", sample, [note], list(found.maps), duplicates=found.duplicates
+    )
 
 
 def _own_scores(
