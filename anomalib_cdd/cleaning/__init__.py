@@ -1,0 +1,7 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which training images are bad, judged by what has not learned from them; needs no training, serves every model."""
+
+from .scorer import Recurrence, score_images
+
+__all__ = ["Recurrence", "score_images"]

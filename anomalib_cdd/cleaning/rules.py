@@ -1,0 +1,51 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which images are too suspicious to train on, by their scores alone. Pure functions."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+# the standard deviation of a normal distribution over its median absolute deviation
+MAD_SCALE = 1.4826
+
+
+def share(scores: NDArray[np.float32], part: float) -> NDArray[np.bool_]:
+    """Pick the top share.
+
+    Args:
+        scores: Shape ``(N,)``, higher is more suspicious.
+        part: Which share, in [0, 1); rounded down to whole images. Of equal scores the first are picked.
+
+    Returns:
+        Shape ``(N,)``.
+
+    Raises:
+        ValueError: If ``part`` is out of range.
+    """
+    if not 0 <= part < 1:
+        msg = f"share has to be at least 0 and below 1, found {part}"
+        raise ValueError(msg)
+    picked = np.zeros(len(scores), dtype=bool)
+    # 0.3 * 10 is 3 also where it is 2.9999999999999996
+    picked[np.argsort(-scores, kind="stable")[: int(part * len(scores) + 1e-9)]] = True
+    return picked
+
+
+def deviations(scores: NDArray[np.float32], number: float = 2.0) -> NDArray[np.bool_]:
+    """Pick what is above median + number x 1.4826 x MAD, the median absolute deviation.
+
+    Args:
+        scores: Shape ``(N,)``, higher is more suspicious.
+        number: How many deviations, above 0.
+
+    Returns:
+        Shape ``(N,)``.
+
+    Raises:
+        ValueError: If ``number`` is out of range.
+    """
+    if not number > 0:
+        msg = f"deviations has to be above 0, found {number}"
+        raise ValueError(msg)
+    median = np.median(scores)
+    return scores > median + number * MAD_SCALE * np.median(np.abs(scores - median))

@@ -1,0 +1,72 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Patches as Patchcore's: two levels of a teacher, averaged over 3 x 3 neighbours, on the grid of the finer one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backbones import Teacher
+
+
+class PatchExtractor(nn.Module):
+    """The patches that a frozen teacher sees in an image (Patchcore, Roth et al., CVPR 2022, Sec. 3.1).
+
+    Args:
+        backbone: timm name of the teacher.
+        layers: Names of its levels. ``None`` takes all of a teacher's default levels but the shallowest: those at
+            strides 8 and 16, a ResNet's ``layer2`` and ``layer3``.
+        pre_trained: Whether to load the teacher's weights.
+        weights: A local weight file for the teacher.
+
+    Raises:
+        ValueError: See :class:`Teacher`.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        layers: Sequence[str] | None = None,
+        pre_trained: bool = True,
+        weights: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.teacher = Teacher(backbone, layers, pre_trained, weights)
+        self.first = 1 if layers is None else 0
+        self.channels = sum(level.channels for level in self.teacher.levels[self.first :])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the patches of normalised images ``(B, 3, H, W)``: ``(B, D, h, w)``, h and w of the finest level."""
+        return join_levels(self.teacher(images)[self.first :])
+
+
+def join_levels(levels: Sequence[Tensor]) -> Tensor:
+    """Average each level over 3 x 3 neighbours and join them on the grid of the first.
+
+    Args:
+        levels: Each ``(B, C_l, H_l, W_l)``, finest first.
+
+    Returns:
+        Shape ``(B, sum of C_l, H_1, W_1)``.
+    """
+    pooled = [F.avg_pool2d(level, kernel_size=3, stride=1, padding=1) for level in levels]
+    size = pooled[0].shape[-2:]
+    return torch.cat([pooled[0], *(F.interpolate(level, size=size, mode="bilinear") for level in pooled[1:])], dim=1)
+
+
+def random_projection(channels: int, dimensions: int) -> Tensor:
+    """Return the matrix of a random projection that keeps distances (Johnson and Lindenstrauss), always the same.
+
+    Args:
+        channels: Dimensions of a patch, D.
+        dimensions: Dimensions to project to, d; where it is not below D nothing is projected.
+
+    Returns:
+        Shape ``(D, min(d, D))``.
+    """
+    if dimensions >= channels:
+        return torch.eye(channels)
+    return torch.randn(channels, dimensions, generator=torch.Generator().manual_seed(0)) / dimensions**0.5
