@@ -5,12 +5,13 @@
 const byId = (id) => document.getElementById(id);
 const data = window.auditData ?? JSON.parse(byId("data").textContent);
 byId("data")?.remove(); // its text would stay in memory beside the parsed data
-const { images, groups } = data;
+const { groups } = data;
+const UNKNOWN = { curve: [], isNoise: null, flags: [], percentile: null };
+const images = data.images.map((image) => ({ ...UNKNOWN, ...image }));
 
 const indices = images.map((_, index) => index);
 const foldCase = (text) => text.normalize().toLowerCase();
 const searchableNames = images.map((image) => foldCase(image.name));
-const hasHeatMaps = images.some((image) => image.heatMap !== null);
 const injected = indices.filter((index) => images[index].isNoise);
 const isTruthKnown = images.some((image) => image.isNoise !== null);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -32,6 +33,40 @@ const orders = { descending: () => indices, ascending: () => indices.toReversed(
 function sortedByName() {
   const collator = new Intl.Collator("en", { numeric: true });
   return indices.toSorted((a, b) => collator.compare(images[a].name, images[b].name));
+}
+
+/* ---- pictures: of many images they lie in scripts beside the page, which are loaded when they are looked at ---- */
+
+const KEPT_FILES = 64;
+const files = new Map(); // by number: promises of what they hold, the latest asked for last
+const waiting = new Map();
+window.auditPictures = (number, pictures) => waiting.get(number)(pictures);
+
+/* A promise of an image's thumbnail and, if there is one, its heat map. */
+function picturesOf(index) {
+  const count = data.picturesAFile;
+  if (!count) return Promise.resolve(images[index].pictures);
+  const number = Math.floor(index / count);
+  const file = files.get(number) ?? loadFile(number);
+  files.delete(number);
+  files.set(number, file);
+  if (files.size > KEPT_FILES) files.delete(files.keys().next().value);
+  return file.then((pictures) => pictures[index % count]);
+}
+
+function loadFile(number) {
+  return new Promise((resolve) => {
+    waiting.set(number, resolve);
+    const script = Object.assign(document.createElement("script"), { src: `thumbnails/${number}.js` });
+    script.addEventListener("load", () => script.remove());
+    document.head.append(script);
+  });
+}
+
+function addPictures(element, index, count) {
+  picturesOf(index).then((sources) => {
+    element.replaceChildren(...sources.slice(0, count).map((src) => Object.assign(new Image(), { src, alt: "" })));
+  });
 }
 
 /* ---- near-duplicates: a group is shown as one card, that of its most suspicious image ---- */
@@ -161,9 +196,7 @@ function makeCard(index) {
   part(".name bdi").textContent = image.name;
   part(".name").title = image.name;
   part(".pictures").ariaLabel = `Enlarge ${image.name}`;
-  for (const source of [image.image, image.heatMap]) {
-    if (source !== null) part(".pictures").append(Object.assign(new Image(), { src: source, alt: "" }));
-  }
+  addPictures(part(".pictures"), index, 2);
   drawSparkline(part(".sparkline"), image.curve);
   return card;
 }
@@ -424,7 +457,7 @@ function downloadExcludeList() {
 /* ---- larger view: walks through what was shown when it opened ---- */
 
 const viewer = byId("viewer");
-const viewed = { view: [], place: 0 };
+const viewed = { view: [], place: 0, member: 0 };
 const viewedIndex = () => viewed.view[viewed.place];
 
 function openViewer(index) {
@@ -441,7 +474,7 @@ function showInViewer(place) {
   byId("viewer-members").replaceChildren(
     ...members.map((member) => {
       const button = Object.assign(document.createElement("button"), { type: "button", ariaLabel: images[member].name });
-      button.append(Object.assign(new Image(), { src: images[member].image, alt: "" }));
+      addPictures(button, member, 1);
       button.addEventListener("click", () => showMember(member));
       return button;
     }),
@@ -454,11 +487,14 @@ function showInViewer(place) {
 function showMember(index) {
   const image = images[index];
   byId("viewer-name").textContent = image.name;
-  byId("viewer-image").src = image.image;
   byId("viewer-image").alt = `Image ${image.name}`;
-  byId("viewer-heat-map").hidden = image.heatMap === null;
-  if (image.heatMap !== null) byId("viewer-heat-map").src = image.heatMap;
   byId("viewer-heat-map").alt = `Heat map of ${image.name}`;
+  byId("viewer-heat-map").hidden = !data.hasHeatMaps;
+  viewed.member = index;
+  picturesOf(index).then((sources) => {
+    if (viewed.member !== index) return; // the person has gone on
+    [byId("viewer-image").src, byId("viewer-heat-map").src = ""] = sources;
+  });
   byId("viewer-facts").textContent = describe(index);
   drawSparkline(byId("viewer-sparkline"), image.curve);
   for (const button of byId("viewer-members").children) button.ariaPressed = button.ariaLabel === image.name;
@@ -622,8 +658,8 @@ function offerFlags() {
   byId("flag-field").hidden = !found.length;
 }
 
-document.body.classList.toggle("no-heat-maps", !hasHeatMaps);
-byId("heat-maps-switch").hidden = !hasHeatMaps;
+document.body.classList.toggle("no-heat-maps", !data.hasHeatMaps);
+byId("heat-maps-switch").hidden = !data.hasHeatMaps;
 byId("grouped-switch").hidden = !groups.length;
 byId("legend").hidden = !isTruthKnown;
 slider.min = range.low;

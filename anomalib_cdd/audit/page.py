@@ -3,8 +3,8 @@
 """The page on which a person looks through images, from most to least suspicious, and says which are good and bad.
 
 It needs nothing but a browser and may load nothing else. Up to a thousand images it is one file with everything in it;
-of more, thumbnails and data lie in a folder beside it, and only what is on the screen is loaded. Markup, style and
-script are ``page.html.j2``, ``page.css`` and ``page.js``.
+of more, data and pictures lie in a folder beside it, and only what is on the screen is loaded. Markup, style and script
+are ``page.html.j2``, ``page.css`` and ``page.js``.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ TEMPLATE = "page.html.j2"
 THUMBNAILS = "thumbnails"
 DATA_FILE = "data.js"
 EMBEDDED = 1000
-FILES_A_FOLDER = 1000
+PICTURES_A_FILE = 32
 # first bytes of an image file: a browser must know the format
 FORMATS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
-CURVE_DIGITS = 4
-CURVE_POINTS = 40
+CURVE_DIGITS = 3
+CURVE_POINTS = 20
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ def write_page(
         "cut": None if cut is None else float(cut),
         "review": dict(review or {}),
         "curveName": curve_name,
+        "hasHeatMaps": any(image.heat_map is not None for image in images),
+        "picturesAFile": PICTURES_A_FILE if len(ranked) > EMBEDDED else 0,
     }
     folder = path.parent / THUMBNAILS
     if len(ranked) > EMBEDDED:
@@ -109,8 +111,7 @@ def write_page(
         write_text(path, _render(title, notes, data_file=f"{THUMBNAILS}/{DATA_FILE}", data={}))
     else:
         for image, entry in zip(ranked, data["images"], strict=True):
-            entry["image"] = _data_url(image.name, image.image)
-            entry["heatMap"] = None if image.heat_map is None else _data_url(image.name, image.heat_map)
+            entry["pictures"] = _pictures(image)
         write_text(path, _render(title, notes, data_file="", data=data))
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier, larger set
 
@@ -126,21 +127,19 @@ def _render(title: str, notes: Sequence[str], *, data_file: str, data: Mapping[s
 
 
 def _write_beside(folder: Path, ranked: Sequence[AuditImage], data: dict[str, Any]) -> None:
-    """Write thumbnails and data into a folder that takes the old one's place when it is whole."""
+    """Write data and pictures into a folder that takes the old one's place when it is whole.
+
+    They are scripts, as a page that is opened from disk can load no JSON; some pictures a file, as file systems and
+    whoever copies the folder suffer from a hundred thousand.
+    """
     draft, old = (folder.with_name(f".{folder.name}.{kind}{os.getpid()}") for kind in ("", "old."))
     try:
-        for index, (image, entry) in enumerate(zip(ranked, data["images"], strict=True)):
-            for key, suffix, encoded in (("image", "", image.image), ("heatMap", ".map", image.heat_map)):
-                if encoded is None:
-                    entry[key] = None
-                    continue
-                name = f"{index // FILES_A_FOLDER:03}/{index:06}{suffix}.{_format(image.name, encoded)}"
-                (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                (draft / name).write_bytes(encoded)
-                entry[key] = f"{THUMBNAILS}/{name}"
-        # a page that is opened from disk can load a script, but no JSON
-        script = f"window.auditData = {json.dumps(data, allow_nan=False, separators=(',', ':'))};\n"
-        (draft / DATA_FILE).write_text(script, encoding="utf-8")
+        draft.mkdir(parents=True)
+        (draft / DATA_FILE).write_text(f"window.auditData = {_compact(data)};\n", encoding="utf-8")
+        for number, start in enumerate(range(0, len(ranked), PICTURES_A_FILE)):
+            pictures = [_pictures(image) for image in ranked[start : start + PICTURES_A_FILE]]
+            script = f"auditPictures({number}, {_compact(pictures)});\n"
+            (draft / f"{number}.js").write_text(script, encoding="utf-8")
         if folder.exists():
             folder.replace(old)
         draft.replace(folder)
@@ -159,30 +158,38 @@ def _entry(image: AuditImage) -> dict[str, Any]:
     except UnicodeEncodeError as error:
         msg = f"The name {image.name!r} is not valid UTF-8, so that the CSV could not list it: rename the file."
         raise ValueError(msg) from error
-    return {
-        "name": image.name,
-        "score": float(image.score),
-        "curve": [float(f"{v:.{CURVE_DIGITS}g}") if math.isfinite(v) else None for v in _thinned(image.curve)],
-        "isNoise": None if image.is_noise is None else bool(image.is_noise),
-        "flags": list(image.flags),
-        "percentile": None if image.percentile is None else round(float(image.percentile), 2),
-    }
+    entry: dict[str, Any] = {"name": image.name, "score": float(image.score)}
+    # what is not known is not written: of many images that would be most of the page
+    if len(image.curve):
+        entry["curve"] = [float(f"{v:.{CURVE_DIGITS}g}") if math.isfinite(v) else None for v in _thinned(image.curve)]
+    if image.is_noise is not None:
+        entry["isNoise"] = bool(image.is_noise)
+    if image.flags:
+        entry["flags"] = list(image.flags)
+    if image.percentile is not None:
+        entry["percentile"] = round(float(image.percentile), 2)
+    return entry
 
 
 def _thinned(curve: Sequence[float]) -> Sequence[float]:
-    """Return at most forty points of a curve, the first and the last among them: a small line shows no more."""
+    """Return at most twenty points of a curve, the first and the last among them: a small line shows no more."""
     if len(curve) <= CURVE_POINTS:
         return curve
     return [curve[place] for place in np.linspace(0, len(curve) - 1, CURVE_POINTS).round().astype(int)]
 
 
-def _format(name: str, encoded: bytes) -> str:
+def _pictures(image: AuditImage) -> list[str]:
+    """Return the thumbnail and, if there is one, the heat map as data URLs."""
+    return [_data_url(image.name, encoded) for encoded in (image.image, image.heat_map) if encoded is not None]
+
+
+def _data_url(name: str, encoded: bytes) -> str:
     found = next((kind for start, kind in FORMATS.items() if encoded.startswith(start)), None)
     if found is None:
         msg = f"A thumbnail of {name!r} starts with {encoded[:4]!r}: encode it as JPEG, PNG or WebP."
         raise ValueError(msg)
-    return found
+    return f"data:image/{found};base64,{b64encode(encoded).decode()}"
 
 
-def _data_url(name: str, encoded: bytes) -> str:
-    return f"data:image/{_format(name, encoded)};base64,{b64encode(encoded).decode()}"
+def _compact(content: Any) -> str:  # plain data
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))

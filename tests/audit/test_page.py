@@ -513,19 +513,19 @@ def test_fifty_thousand_images_open_in_two_seconds_and_scroll(open_page: OpenPag
     page.wait_for_selector(".card img")
     seconds = page.evaluate("performance.timing.domComplete - performance.timing.navigationStart") / 1000
     assert 0 < seconds < 2
-    assert len(list((tmp_path / "thumbnails").rglob("*.jpeg"))) == 50_000
+    assert len(list((tmp_path / "thumbnails").iterdir())) < 2000
     assert (tmp_path / "index.html").stat().st_size < 100_000
     for share in (0, 0.3, 0.9, 1):
         page.evaluate("share => scrollTo(0, share * document.body.scrollHeight)", share)
         page.wait_for_function("""() => {
             const boxes = [...document.querySelectorAll('.card')].map(card => card.getBoundingClientRect());
-            return Math.min(...boxes.map(box => box.top)) <= 500 && Math.max(...boxes.map(box => box.bottom)) >= 500
-                && [...document.querySelectorAll('.card img')].every(image => image.complete && image.naturalWidth);
+            return Math.min(...boxes.map(box => box.top)) <= 700 && Math.max(...boxes.map(box => box.bottom)) >= 500
+                && document.querySelectorAll('.card img').length === 2 * boxes.length && [...document.querySelectorAll('.card img')].every(image => image.complete && image.naturalWidth);
         }""")
         assert 0 < page.locator("img[src]").count() < 300
     assert names(page)[-1] == "good/049999.png"
     mark(page, "Bad", "good/049999.png")
-    page.get_by_role("searchbox").fill("04999")
+    page.get_by_role("searchbox").fill("good/04999")
     assert page.locator(".card").count() == 10
     assert excluded(page) == ["good/049999.png"]
 
