@@ -7,7 +7,11 @@ another file system (a ``/tmp`` in memory, say) the move is a copy: a process th
 checkpoint in the place of a good one. Here it is written beside and renamed.
 """
 
-import os
+import errno
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,41 @@ import torch
 from anomalib.engine.plugins import AnomalibCheckpointIO
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
+
+from .files import written_whole
+from .results import LATEST, link_latest
+
+MEGABYTE = 2**20
+
+
+@contextmanager
+def readable_checkpoint(path: str | Path) -> Iterator[None]:
+    """Turn what reading a bad file raises into one line that names the file; anything else keeps its own name.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or holds more than plain data.
+    """
+    if "://" not in str(path) and not Path(path).is_file():
+        msg = f"Checkpoint {path} does not exist."
+        raise FileNotFoundError(msg)
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        # torch names the class that it refuses; anything else is a stream that makes no sense
+        if "GLOBAL" in str(error) or "Unsupported class" in str(error):
+            msg = f"Checkpoint {path} holds more than plain data and is not loaded: it could run code."
+        else:
+            msg = f"Checkpoint {path} is damaged ({_first_line(error)})."
+        raise ValueError(msg) from error
+    except EOFError as error:
+        msg = f"Checkpoint {path} is damaged: it ends too early."
+        raise ValueError(msg) from error
+    except RuntimeError as error:
+        if "zip archive" not in str(error) and "PytorchStreamReader" not in str(error):
+            raise
+        msg = f"Checkpoint {path} is damaged ({_first_line(error)})."
+        raise ValueError(msg) from error
 
 
 class WholeCheckpointIO(AnomalibCheckpointIO):
@@ -34,16 +73,11 @@ class WholeCheckpointIO(AnomalibCheckpointIO):
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged, or holds more than plain data; the message names it.
         """
-        try:
+        with readable_checkpoint(path):
             return super().load_checkpoint(path, map_location, weights_only is not False)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # a damaged file raises whatever its bytes lead to
-            msg = f"Checkpoint {path} is damaged, or holds more than plain data and is not loaded: it could run code."
-            raise ValueError(msg) from error
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint beside the place where it belongs, then rename it.
+        """Write a checkpoint beside the place where it belongs, then rename it; ``latest`` leads to it from then on.
 
         Args:
             checkpoint: What to write.
@@ -57,20 +91,19 @@ class WholeCheckpointIO(AnomalibCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with draft.open("wb") as file:
+            with written_whole(path) as draft, draft.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
         except (OSError, RuntimeError) as error:  # torch's own for a full disk
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            msg = f"Checkpoint {path} could not be written ({reason}). An older one of that name is as it was."
+            number = getattr(error, "errno", None) or getattr(error.__context__, "errno", None)
+            free = shutil.disk_usage(path.parent).free
+            full = number == errno.ENOSPC or free < MEGABYTE
+            reason = f"the disk is full, {free / MEGABYTE:,.0f} MiB free" if full else _first_line(error)
+            msg = f"Checkpoint {path} could not be written: {reason}. An older one of that name is as it was."
             raise OSError(msg) from error
-        finally:
-            draft.unlink(missing_ok=True)
+        run = next((folder for folder in path.parents if (folder.parent / LATEST).is_symlink()), None)
+        if run is not None:
+            link_latest(run)
 
 
 def guard_checkpoints(trainer: Trainer) -> None:
@@ -78,3 +111,7 @@ def guard_checkpoints(trainer: Trainer) -> None:
     plain = trainer.strategy.checkpoint_io
     if type(plain) in {TorchCheckpointIO, AnomalibCheckpointIO}:
         trainer.strategy.checkpoint_io = WholeCheckpointIO(getattr(plain, "extra_safe_globals", None))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything here touches a private name of Lightning or anomalib; each says which public way it waits for."""
 
+from pathlib import Path
 from typing import cast
 
 import torch
 from anomalib.data import ImageBatch, ImageItem
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,3 +40,13 @@ def placeholder_loader(images: int, batch_size: int) -> DataLoader:
     """
     items = cast("Dataset", [ImageItem(image=torch.zeros(3, 1, 1))] * images)
     return DataLoader(items, batch_size=batch_size, collate_fn=ImageBatch.collate)
+
+
+def set_root(trainer: Trainer, root: Path) -> None:
+    """Move a trainer's results: ``default_root_dir`` is read only."""
+    trainer._default_root_dir = str(root)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def saves_within_an_epoch(callback: Checkpoint) -> bool:
+    """Return whether a checkpoint callback saves by steps or by time: it tells nobody."""
+    return bool(getattr(callback, "_every_n_train_steps", 0) or getattr(callback, "_train_time_interval", None))

@@ -7,15 +7,18 @@ knows neither of them and can move into anomalib as it stands.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_cdd.teachers.backbones import IMAGENET_MEAN, IMAGENET_STD, normalisation
 
+from .checkpoints import guard_checkpoints
+from .results import link_latest, use_one_results_folder
 from .visualization import UncroppedVisualizer
 
 _PROVIDED: dict[str, Callable[[], Any]] = {}
@@ -27,7 +30,35 @@ def provide(*, post_processor: Callable[[], PostProcessor], audit: Callable[[], 
 
 
 class LabelFreeDefaults:
-    """Mixin before ``AnomalibModule``: thresholds without labels, the audit when a fit ends, maps in their place."""
+    """Mixin before ``AnomalibModule``: thresholds without labels, the audit when a fit ends, maps in their place.
+
+    Attributes:
+        default_epochs: The method's own number of epochs, where the user gives none; ``None`` leaves it to Lightning.
+    """
+
+    default_epochs: int | None = None
+
+    # `trainer_arguments` overrides the user, and once `fit` has begun an absent `max_epochs` cannot be told from 1000
+    @LightningModule.trainer.setter  # type: ignore[attr-defined]
+    def trainer(self, trainer: Trainer | None) -> None:
+        """Attach the trainer; where it was given no number of epochs it takes the method's own."""
+        unset = trainer is not None and getattr(trainer, "max_epochs", 0) is None and trainer.max_steps == -1
+        if unset and self.default_epochs is not None:
+            trainer.fit_loop.max_epochs = self.default_epochs  # type: ignore[union-attr]
+        LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Write whole checkpoints, into one folder, and leave ``latest`` at a run that has one."""
+        super().setup(stage)  # type: ignore[misc]
+        if stage == "fit":
+            use_one_results_folder(self.trainer)
+        guard_checkpoints(self.trainer)
+
+    def on_train_end(self) -> None:
+        """Let ``latest`` lead to this run, saved or not."""
+        super().on_train_end()  # type: ignore[misc]
+        if self.trainer.is_global_zero:
+            link_latest(Path(self.trainer.default_root_dir))
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the model's components that are callbacks and, unless ``audit`` is off, the audit."""

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where bf16 is worth it. A processor without bf16 arithmetic takes tens of times as long for it as for fp32."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 
 # what torch calls the instructions, on x86 and on Arm
@@ -18,15 +16,3 @@ def computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return False
-
-
-def bf16_where_fast(device: torch.device) -> AbstractContextManager:
-    """Autocast to bf16 on a device that computes in it, leave everything as it is on another."""
-    if not computes_in_bf16(device):
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def is_traced() -> bool:
-    """Return whether an export or a compiler follows what is computed; it would take autocast along."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()

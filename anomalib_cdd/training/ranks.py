@@ -7,8 +7,6 @@ share is everything and it has nobody to talk to.
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,10 +43,6 @@ class Ranks:
         """Whether this is the rank that makes what all ranks use."""
         return self.rank == 0
 
-    def owns(self, number: int) -> bool:
-        """Return whether a piece of work is this rank's, of pieces that are dealt out one by one."""
-        return number % self.count == self.rank
-
     def portion(self, samples: Tensor) -> Tensor:
         """Return this rank's part of samples that need nothing of each other, along the first dimension."""
         return samples[self.rank :: self.count]
@@ -72,13 +66,6 @@ class Ranks:
     def average_statistics(self, module: nn.Module) -> None:
         """Replace a module's running statistics, which are means of means, by their means over the ranks."""
         self.average(buffer for buffer in module.buffers() if buffer.is_floating_point())
-
-    def copy(self, tensors: Iterable[Tensor], owner: int) -> None:
-        """Replace tensors by those of the rank that owns piece ``owner``, in place; see :meth:`owns`."""
-        if self.count > 1:
-            for group, flat in _flattened(tensors):
-                distributed.broadcast(flat, src=owner % self.count)
-                _unflatten(flat, group)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over ranks of a tensor on any device."""
@@ -106,24 +93,6 @@ def gradients(optimizer: Optimizer | LightningOptimizer) -> list[Tensor]:
     """Return the gradients that an optimiser is about to step along."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-def use_one_results_folder(trainer: Trainer) -> None:
-    """Have every rank write where the first does.
-
-    anomalib makes a results folder in each process and lets ``latest`` point to the last one.
-    """
-    ranks, own = Ranks.of(trainer), Path(trainer.default_root_dir)
-    root = Path(ranks.tell(str(own)))
-    if own != root:
-        with suppress(OSError):  # not empty, or gone
-            own.rmdir()
-        trainer._default_root_dir = str(root)  # type: ignore[attr-defined]  # noqa: SLF001  # Lightning has no other way
-    ranks.wait()
-    latest = root.parent / "latest"
-    if ranks.is_first and latest.is_symlink() and latest.resolve() != root.resolve():
-        latest.unlink()
-        latest.symlink_to(root, target_is_directory=True)
 
 
 def _flattened(tensors: Iterable[Tensor]) -> list[tuple[list[Tensor], Tensor]]:

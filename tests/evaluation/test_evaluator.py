@@ -35,7 +35,7 @@ def make_model(name: str, evaluator: Any) -> Any:
     common = {"pre_trained": False, "visualizer": False, "pre_processor": PreProcessor(steps), "evaluator": evaluator}
     if name == "Cdd":
         # in fp32: so scores what it is compared with
-        return Cdd(backbone="test_resnet", student_width=8, audit=False, autocast="off", **common)
+        return Cdd(backbone="test_resnet", student_width=8, audit=False, **common)
     if name == "Patchcore":
         return Patchcore(backbone="resnet18", layers=["layer1"], coreset_sampling_ratio=0.05, **common)
     return Padim(backbone="resnet18", layers=["layer1"], n_features=4, **common)

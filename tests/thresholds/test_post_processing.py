@@ -46,7 +46,7 @@ def make_model(name: str, post_processor: Any) -> Any:
     common["post_processor"] = post_processor
     if name == "Cdd":
         # in fp32: so scores what it is compared with
-        return Cdd(backbone="test_resnet", student_width=8, autocast="off", **common)
+        return Cdd(backbone="test_resnet", student_width=8, **common)
     if name == "Patchcore":
         return Patchcore(backbone="resnet18", layers=["layer1"], coreset_sampling_ratio=0.05, **common)
     return Padim(backbone="resnet18", layers=["layer1"], n_features=4, **common)

@@ -8,15 +8,17 @@ previous student holds a domain student back, which image belongs to which domai
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 S_CURVE_POWER = 4.0
-# seeds of neighbouring runs share no epoch's seed
+# seeds of neighbouring runs share no epoch's seed, and folds share none with an epoch
 EPOCHS_APART = 1_000_003
+FOLDS_APART = 500_000
 NO_DOMAIN = -1
+DomainStudents = Literal["forked", "persistent"] | float
 
 
 class Domains(NamedTuple):
@@ -78,7 +80,96 @@ def regularization_weight(epoch: int, epochs: int, kind: Literal["s-curve", "lin
     return x if kind == "linear" else float(kind)
 
 
-def partition(confidence: Tensor, confident: int, domains: int, generator: Generator, shared: bool = True) -> Domains:
+def persistent_epochs(epochs: int, kind: DomainStudents) -> int:
+    """Return how many of the first epochs have persistent domain students.
+
+    Args:
+        epochs: Number of epochs E.
+        kind: ``"persistent"`` (all), ``"forked"`` (none), or the share of the epochs, in (0, 1).
+    """
+    if isinstance(kind, str):
+        return epochs if kind == "persistent" else 0
+    return round(kind * epochs)
+
+
+class Plan(NamedTuple):
+    """What an epoch does, as far as its number and the options say.
+
+    Attributes:
+        domains: K.
+        confident: Number of confident images.
+        weight: Of the previous student in a domain student's loss.
+        across: Whether domain students are trained and asked.
+        warm_up: Whether the epoch is plain Reverse Distillation.
+        persistent: Whether domain students live on.
+        first: The first epoch with these folds.
+    """
+
+    domains: int
+    confident: int
+    weight: float
+    across: bool
+    warm_up: bool
+    persistent: bool
+    first: int
+
+
+def plan_epoch(epoch: int, epochs: int, images: int, options: Any) -> Plan:
+    """Return the plan of an epoch.
+
+    Args:
+        epoch: Current epoch, 0 to ``epochs - 1``.
+        epochs: Number of epochs E.
+        images: Number of training images N.
+        options: The constructor's arguments of :class:`Cdd`.
+    """
+    warm_up = epoch < options.warmup_epochs
+    across = options.pseudo_normal and not warm_up
+    guided = (options.confidence_guidance or options.confident_distillation) and not warm_up
+    count = domain_count(epoch, epochs, options.domains) if options.domain_construction and not warm_up else 1
+    first = epoch
+    while first > options.warmup_epochs and domain_count(first - 1, epochs, options.domains) == count:
+        first -= 1
+    return Plan(
+        domains=count,
+        confident=confident_count(epoch, epochs, images, options.max_confident) if guided else 0,
+        weight=regularization_weight(epoch, epochs, options.regularization) if across else 0.0,
+        across=across,
+        warm_up=warm_up,
+        persistent=across and epoch < persistent_epochs(epochs, options.domain_students),
+        first=first,
+    )
+
+
+def deal(images: Tensor, count: int, generator: Generator) -> tuple[Tensor, ...]:
+    """Permute images and deal them into parts whose sizes differ by at most one."""
+    dealt = images[torch.randperm(len(images), generator=generator)]
+    return tuple(dealt[k::count] for k in range(count))
+
+
+def draw_folds(images: int, plan: Plan, seed: int) -> tuple[Tensor, ...]:
+    """Return the folds of persistent domain students: the same in every epoch until K changes.
+
+    Args:
+        images: Number of training images N.
+        plan: Of the epoch.
+        seed: The model's.
+
+    Returns:
+        K disjoint parts of all images, whose sizes differ by at most one.
+    """
+    generator = torch.Generator().manual_seed(seed * EPOCHS_APART + FOLDS_APART + plan.first)
+    return deal(torch.arange(images), plan.domains, generator)
+
+
+def partition(
+    confidence: Tensor,
+    confident: int,
+    domains: int,
+    generator: Generator,
+    shared: bool = True,
+    folds: Sequence[Tensor] = (),
+) -> Domains:
     """Split the training set into domains (Eq. 14; Algorithm 1, lines 8, 9 and 11).
 
     Args:
@@ -88,32 +179,59 @@ def partition(confidence: Tensor, confident: int, domains: int, generator: Gener
         generator: Source of the fresh permutation; the same state gives the same domains.
         shared: Whether D^HC joins every domain. Without it all N images are dealt into the parts, and D^HC only
             names the confident ones.
+        folds: K disjoint parts of all images, where the domains are to be those and not dealt afresh.
 
     Returns:
-        D^HC and K disjoint parts whose sizes differ by at most one.
+        D^HC and K disjoint parts, of sizes that differ by at most one if they were dealt.
     """
     ranked = torch.argsort(confidence.cpu(), descending=True, stable=True)
-    dealt = ranked[confident:] if shared else ranked
-    dealt = dealt[torch.randperm(len(dealt), generator=generator)]
-    return Domains(ranked[:confident], tuple(dealt[k::domains] for k in range(domains)), shared)
+    rest = ranked[confident:] if shared else ranked
+    parts = tuple(fold[torch.isin(fold, rest)] for fold in folds) or deal(rest, domains, generator)
+    return Domains(ranked[:confident], parts, shared)
 
 
-def visits_of(domains: Domains, confident_each: bool = True) -> Tensor:
+def visits_of(domains: Domains, once: bool = False, dealt: bool = False) -> Tensor:
     """Return what the global student visits (Algorithm 1, lines 18 and 19).
 
     Args:
         domains: The epoch's domains.
-        confident_each: Whether a confident image that is in every domain is visited once for each, or once in all.
+        once: Whether a confident image that is in every domain is visited once in all, or once for each.
+        dealt: Whether an image that is visited once belongs to one domain in turn, or to none.
 
     Returns:
         Rows (image, domain whose student is no candidate for it), shape ``(V, 2)``; -1 where none is excluded.
     """
-    groups: list[tuple[Tensor, Sequence[int]]] = [(part, (k,)) for k, part in enumerate(domains.parts)]
+    count = len(domains.parts)
+    owned = [(part, torch.full_like(part, k)) for k, part in enumerate(domains.parts)]
     if domains.shared:
-        groups.insert(0, (domains.confident, range(len(domains.parts)) if confident_each else (NO_DOMAIN,)))
-    return torch.cat(
-        [torch.stack([images, torch.full_like(images, owner)], dim=1) for images, owners in groups for owner in owners]
-    )
+        images = domains.confident
+        for k in range(1 if once else count):
+            owner = torch.arange(len(images)) % count if once and dealt else torch.full_like(images, k)
+            owned.append((images, torch.full_like(images, NO_DOMAIN) if once and not dealt else owner))
+    return torch.cat([torch.stack(pair, dim=1) for pair in owned])
+
+
+def global_steps(epochs: int, images: int, batch_size: int, options: Any) -> int:
+    """Return how many optimiser steps the global student takes in a training.
+
+    Args:
+        epochs: Number of epochs E.
+        images: Number of training images N.
+        batch_size: Images a batch.
+        options: The constructor's arguments of :class:`Cdd`.
+    """
+    steps = 0
+    for plan in (plan_epoch(epoch, epochs, images, options) for epoch in range(epochs)):
+        shared = options.confidence_guidance and not plan.warm_up
+        again = (plan.domains - 1) * plan.confident if shared and not options.confident_once else 0
+        steps += batch_count(images + again, batch_size)
+        steps += batch_count(plan.confident, batch_size) if options.confident_distillation else 0
+    return steps
+
+
+def batch_count(images: int, size: int) -> int:
+    """Return the number of batches that :func:`batches` makes to train on: a last one of one image is dropped."""
+    return -(-images // size) - (images % size == 1)
 
 
 def batches(indices: Tensor, size: int, generator: Generator | None = None) -> list[Tensor]:
@@ -126,8 +244,3 @@ def batches(indices: Tensor, size: int, generator: Generator | None = None) -> l
         return list(indices.split(size)) if len(indices) else []
     shuffled = indices[torch.randperm(len(indices), generator=generator)]
     return [batch for batch in shuffled.split(size) if len(batch) > 1]
-
-
-def passes(indices: Tensor, size: int, generator: Generator, count: int) -> list[Tensor]:
-    """Cut indices into the batches of ``count`` passes, each in an order of its own; see :func:`batches`."""
-    return [batch for _ in range(count) for batch in batches(indices, size, generator)]

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from anomalib_cdd.training.ranks import Ranks
+from anomalib_cdd.training.staged import NotFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,6 @@ MEGABYTE = 2**20
 GIGABYTE = 2**30
 # where Linux keeps memory that processes share, in the shape of files
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # no file there keeps its name
-
-
-class NotFiniteError(ValueError):
-    """Numbers are NaN or infinite; the message says which and what to do."""
 
 
 class FeatureBudget:
@@ -62,17 +59,22 @@ class FeatureBudget:
 
     def cache(self, count: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> "FeatureCache":
         """Make a cache for ``count`` samples with levels of the given ``(C, H, W)`` shapes."""
-        size = FeatureCache.size_of(count, shapes, dtype)
-        in_memory = size <= self.left
-        if in_memory:
-            self.left -= size
-            directories = [] if self.ranks.count == 1 else [SHARED_MEMORY, self._disk()]
-        else:
-            directories = [self._disk()]
+        row = FeatureCache.size_of(1, shapes, dtype)
+        in_memory = min(count, self.left // row)
+        self.left -= in_memory * row
+        if in_memory < count:
             if self.on_disk == 0:
-                logger.info("Features beyond the memory budget go to %s", directories[0])
-            self.on_disk += size
-        return FeatureCache(count, shapes, dtype, budget=self, directories=directories)
+                logger.info("Features beyond the memory budget go to %s", self._disk())
+            self.on_disk += (count - in_memory) * row
+        return FeatureCache(count, shapes, dtype, in_memory=in_memory, budget=self)
+
+    def memory(self) -> list[Path]:
+        """Return where a file in memory that ranks share may lie; nothing where one process has memory of its own."""
+        return [] if self.ranks.count == 1 else [SHARED_MEMORY, self._disk()]
+
+    def disk(self) -> list[Path]:
+        """Return where a file on disk may lie."""
+        return [self._disk()]
 
     def _disk(self) -> Path:
         directory = Path(self.directory or tempfile.gettempdir())
@@ -81,16 +83,15 @@ class FeatureBudget:
 
 
 class FeatureCache:
-    """Levels of ``count`` samples, written and read by index.
+    """Levels of ``count`` samples, written and read by index: the first samples in memory, the others on disk.
 
     Args:
         count: Number of samples N.
         shapes: ``(C_l, H_l, W_l)`` of each level.
         dtype: How they are kept. fp16 is right for a trained teacher; an untrained student overflows it: bf16.
-        budget: Gets the memory back when the cache is released; its ranks share the cache.
-        directories: Where the memory-mapped file that holds the values may lie; the first with room has it. None keeps
-            them in the process's own memory. The file has no name: the system frees it with the
-            processes, however they end, and nobody else can read it.
+        in_memory: How many of the samples are kept in memory; all by default.
+        budget: Says where files may lie, and gets the memory back when the cache is released; its ranks share the
+            cache. A file has no name: the system frees it with the processes, however they end.
 
     Raises:
         OSError: If the disk has no room for them; the message says how much is needed.
@@ -101,59 +102,69 @@ class FeatureCache:
         count: int,
         shapes: Sequence[Sequence[int]],
         dtype: torch.dtype,
+        in_memory: int | None = None,
         budget: FeatureBudget | None = None,
-        directories: Sequence[Path] = (),
     ) -> None:
         self.shapes = [tuple(shape) for shape in shapes]
         self.size = self.size_of(count, shapes, dtype)
         self._budget = budget
         self._ranks = budget.ranks if budget else Ranks()
-        self._in_memory = not directories or directories[0] == SHARED_MEMORY
-        sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
-        values = self._allocate(count * sum(sizes), dtype, directories)
-        # level by level, so that samples of a level lie as networks and losses want them, without a copy
-        parts = values.split([count * size for size in sizes])
-        self._levels = [part.view(count, size) for part, size in zip(parts, sizes, strict=True)]
+        self._split = count if in_memory is None else in_memory
+        self._row = self.size_of(1, shapes, dtype)
+        memory, disk = (budget.memory(), budget.disk()) if budget else ([], [])
+        # in memory, on disk: level by level, so that samples of a level lie as networks and losses want them
+        self._stores = [
+            self._levels_of(rows, dtype, places)
+            for rows, places in ((self._split, memory), (count - self._split, disk))
+        ]
 
     @staticmethod
     def size_of(count: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> int:
         """Return the size in bytes."""
         return count * sum(int(torch.Size(shape).numel()) for shape in shapes) * dtype.itemsize
 
-    def _allocate(self, count: int, dtype: torch.dtype, directories: Sequence[Path]) -> Tensor:
-        if not directories or count == 0:
-            return torch.empty(count, dtype=dtype)
+    def _levels_of(self, rows: int, dtype: torch.dtype, places: Sequence[Path]) -> list[Tensor]:
+        sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
+        values = self._allocate(rows * sum(sizes), dtype, places)
+        return [
+            part.view(rows, size) for part, size in zip(values.split([rows * s for s in sizes]), sizes, strict=True)
+        ]
+
+    def _allocate(self, values: int, dtype: torch.dtype, places: Sequence[Path]) -> Tensor:
+        if not places or values == 0:
+            return torch.empty(values, dtype=dtype)
+        size = values * dtype.itemsize
         # one rank makes the file and all map it; if it cannot be made, all say so
-        file = self._make_file(directories) if self._ranks.is_first else None
+        file = self._make_file(places, size) if self._ranks.is_first else None
         told = self._ranks.tell(file if file is None or isinstance(file, OSError) else file.name)
         if isinstance(told, OSError):
             raise told
         with file or Path(told).open("r+b") as mapped:
-            values = mmap.mmap(mapped.fileno(), self.size)
+            mapping = mmap.mmap(mapped.fileno(), size)
             self._ranks.wait()
-        return torch.frombuffer(values, dtype=dtype)
+        return torch.frombuffer(mapping, dtype=dtype)
 
-    def _make_file(self, directories: Sequence[Path]) -> Any:  # a file; typeshed has one class a way of opening it
-        """Return a file of the cache's size in the first directory that has room, or why there is none."""
+    def _make_file(self, directories: Sequence[Path], size: int) -> Any:  # typeshed has one class a way of opening it
+        """Return a file of a size in the first directory that has room, or why there is none."""
         for directory in directories:
             with suppress(OSError):
-                return self._reserve(directory)
+                return self._reserve(directory, size)
         free = shutil.disk_usage(directories[-1]).free
         return OSError(
-            f"No room for the feature cache in {directories[-1]}: {self.size / MEGABYTE:,.0f} MiB needed, "
+            f"No room for the feature cache in {directories[-1]}: {size / MEGABYTE:,.0f} MiB needed, "
             f"{free / MEGABYTE:,.0f} MiB free. Raise `cache_memory_gb`, set `cache_dir` to a larger disk, or set "
-            "`cache: off`."
+            "`cache: false`."
         )
 
-    def _reserve(self, directory: Path) -> IO[bytes]:
+    def _reserve(self, directory: Path, size: int) -> IO[bytes]:
         # without a name from the start a kill at any moment leaves nothing; ranks need one to find it, for a moment
         file = (tempfile.TemporaryFile if self._ranks.count == 1 else tempfile.NamedTemporaryFile)(dir=directory)
         try:
             # a sparse file on a full disk would kill the process with SIGBUS at the first write
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, self.size)
+                os.posix_fallocate(file.fileno(), 0, size)
             else:
-                file.truncate(self.size)
+                file.truncate(size)
         except OSError:
             file.close()
             raise
@@ -165,14 +176,24 @@ class FeatureCache:
         Raises:
             NotFiniteError: If a value is not finite, or too large for the cache's precision.
         """
-        for kept, level in zip(self._levels, levels, strict=True):
+        for number, level in enumerate(levels):
             # channels last, as networks put them out
-            flat = level.detach().permute(0, 2, 3, 1).flatten(1).to(kept.dtype)
+            flat = level.detach().permute(0, 2, 3, 1).flatten(1).to(self._stores[0][number].dtype)
             # a norm is the fastest look at every value
             if not torch.linalg.vector_norm(flat, dtype=torch.float32).isfinite():
                 msg = f"features are not finite in {str(flat.dtype).removeprefix('torch.')}"
                 raise NotFiniteError(msg)
-            kept.index_copy_(0, indices, flat.cpu())
+            flat = flat.cpu()
+            for store, rows, places in self._places(indices):
+                store[number].index_copy_(0, places, flat if rows is None else flat[rows])
+
+    def _places(self, indices: Tensor) -> Iterator[tuple[list[Tensor], Tensor | None, Tensor]]:
+        """Yield each store that has some of the samples, which of them (``None``: all), and where they lie in it."""
+        early = indices < self._split
+        for store, here, first in ((self._stores[0], early, 0), (self._stores[1], ~early, self._split)):
+            if here.any():
+                rows = None if here.all() else here.nonzero().flatten()
+                yield store, rows, (indices if rows is None else indices[rows]) - first
 
     def read(
         self,
@@ -184,7 +205,7 @@ class FeatureCache:
 
         A conversion to fp32 takes longer than all else here, and whoever computes under autocast converts anyway.
         """
-        levels = [kept[indices].to(device) for kept in self._levels]
+        levels = [self._gather(number, indices).to(device) for number in range(len(self.shapes))]
         if not torch.is_autocast_enabled(levels[0].device.type):
             levels = [level.to(dtype) for level in levels]
         return [
@@ -192,11 +213,22 @@ class FeatureCache:
             for level, (channels, height, width) in zip(levels, self.shapes, strict=True)
         ]
 
+    def _gather(self, number: int, indices: Tensor) -> Tensor:
+        found = list(self._places(indices))
+        if len(found) == 1:
+            store, _, places = found[0]
+            return store[number][places]
+        level = self._stores[0][number]
+        values = torch.empty(len(indices), level.shape[1], dtype=level.dtype)
+        for store, rows, places in found:
+            values[rows] = store[number][places]
+        return values
+
     def release(self) -> None:
-        """Give memory or disk back."""
-        self._levels = []
-        if self._in_memory and self._budget is not None:
-            self._budget.left += self.size
+        """Give memory and disk back."""
+        self._stores = []
+        if self._budget is not None:
+            self._budget.left += self._split * self._row
         self._budget = None
 
 
@@ -208,6 +240,7 @@ class TeacherFeatures:
         extract: Maps a collated batch to the teacher's levels, ``per_image`` samples for each image.
         device: Where the levels are wanted.
         dtype: In which precision.
+        dataset: What is read in place of the loader's own data set, such as a part of it.
 
     Attributes:
         cache: What was read once, or ``None`` where every pass reads the images again.
@@ -219,9 +252,10 @@ class TeacherFeatures:
         extract: Callable[[Any], list[Tensor]],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        dataset: Dataset | None = None,
     ) -> None:
-        self.dataset: Dataset = loader.dataset
-        self.images = len(cast("Sized", loader.dataset))
+        self.dataset = loader.dataset if dataset is None else dataset
+        self.images = len(cast("Sized", self.dataset))
         self.batch_size = loader.batch_size or 1
         self.cache: FeatureCache | None = None
         self.per_image = 1
@@ -239,7 +273,8 @@ class TeacherFeatures:
     def image_paths(self) -> list[str]:
         """Paths of the images, or their numbers where the data set does not tell."""
         samples: Any = getattr(self.dataset, "samples", ())
-        return [str(path) for path in (samples["image_path"] if "image_path" in samples else range(self.images))]
+        paths = samples["image_path"] if "image_path" in samples else range(self.images)
+        return [str(path) for path in paths]
 
     def _probe(self) -> list[torch.Size]:
         levels = self._extract(self._loader.collate_fn([self.dataset[0]]))

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training said of each of its images, epoch by epoch: kept in checkpoints, for whoever cleans the data.
 
-*Confidence* (Eq. 12) is the previous student's. A *cross-domain score* is the anomaly score that the students of the
-other domains give: none of them met the image as one of its own domain's.
+*Confidence* (Eq. 12) is the previous student's. A *cross-domain score* is the anomaly score by domain students that
+have not been trained on the image, neither in this epoch nor in one that they come from.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
+
+from anomalib_cdd.training.report import TrainingReport
 
 # the second half's scores are of the size that the trained model's are
 SETTLED = 0.5
@@ -25,39 +27,47 @@ class TrainingHistory:
     Attributes:
         image_paths: Paths of the N images.
         confidence: One tensor ``(N,)`` per epoch, in [-L, L]; NaN where the epoch did not ask.
-        cross_domain: One tensor ``(N,)`` per epoch, in [0, 1], higher is more anomalous; NaN likewise.
+        cross_domain: One tensor ``(N,)`` per epoch, in [0, 1], higher is more anomalous; NaN where every student of the
+            epoch has been trained on the image.
+        scale: One tensor ``(2,)`` per epoch: mean and standard deviation over the images of the scores by all students
+            that were asked; NaN where none was.
     """
 
     image_paths: list[str]
     confidence: list[Tensor] = field(default_factory=list)
     cross_domain: list[Tensor] = field(default_factory=list)
+    scale: list[Tensor] = field(default_factory=list)
 
-    def record(self, epoch: int, confidence: Tensor, cross_domain: Tensor) -> None:
+    def record(self, epoch: int, confidence: Tensor, cross_domain: Tensor, scale: Tensor) -> None:
         """Take down an epoch; what was known of it and of later ones, from before a resume, is dropped."""
-        for values, value in ((self.confidence, confidence), (self.cross_domain, cross_domain)):
+        for values, value in (
+            (self.confidence, confidence),
+            (self.cross_domain, cross_domain),
+            (self.scale, scale),
+        ):
             del values[epoch:]
             values.extend([torch.full_like(value, torch.nan)] * (epoch - len(values)))
             values.append(value.clone())
 
-    def suspicion(self) -> Tensor | None:
-        """Return the mean cross-domain score over the training, each epoch counting alike, shape ``(N,)``.
+    def report(self) -> TrainingReport | None:
+        """Return the out-of-sample scores: the mean cross-domain score over the epochs that gave one.
 
-        Scores fall and draw together as the students learn, so that an epoch's are standardised first. Early epochs
-        count: what is rare is learned last. The result is in units of the second half's scores. An image that no
-        student of another domain has scored gets the lowest score that was given. ``None`` where none has one, as
-        without pseudo-normal targets.
+        Scores fall and draw together as the students learn, so that an epoch's are standardised by its ``scale`` first;
+        each epoch that has a score of an image then counts alike, as what is rare is learned last. The result is in
+        units of the second half's scores. ``None`` where an image never had a score, as without pseudo-normal targets.
         """
-        asked = [scores for scores in self.cross_domain if not scores.isnan().all()]
+        asked = [epoch for epoch, scale in enumerate(self.scale) if scale.isfinite().all()]
         if not asked:
             return None
-        values = torch.stack(asked)
-        means = values.nanmean(dim=1, keepdim=True)
-        spreads = (values - means).square().nanmean(dim=1, keepdim=True).sqrt()
-        standardised = ((values - means) / spreads.clamp_min(TINY)).nanmean(dim=0)
+        mean, spread = torch.stack([self.scale[epoch] for epoch in asked]).T
+        values = torch.stack([self.cross_domain[epoch] for epoch in asked])
+        standardised = ((values - mean[:, None]) / spread[:, None].clamp_min(TINY)).nanmean(dim=0)
         settled = int(SETTLED * len(asked))
-        suspicion = means[settled:].mean() + spreads[settled:].mean() * standardised
-        known = ~suspicion.isnan()
-        return torch.where(known, suspicion, suspicion[known].min())
+        scores = mean[settled:].mean() + spread[settled:].mean() * standardised
+        if not scores.isfinite().all():
+            return None
+        curves = {"confidence": torch.stack(self.confidence).numpy()}
+        return TrainingReport(self.image_paths, scores.numpy(), curves)
 
     def agreement(self) -> float:
         """Return Spearman's correlation, in [-1, 1], of the last two epochs' cross-domain scores.
@@ -72,8 +82,4 @@ class TrainingHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data for a checkpoint."""
-        return {
-            "image_paths": list(self.image_paths),
-            "confidence": list(self.confidence),
-            "cross_domain": list(self.cross_domain),
-        }
+        return {name: list(getattr(self, name)) for name in ("image_paths", "confidence", "cross_domain", "scale")}

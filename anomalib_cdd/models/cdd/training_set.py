@@ -8,26 +8,29 @@ can be kept: the same questions are then answered afresh from the features at ha
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import Any, cast
 
 import torch
+from anomalib.data import AnomalibDataset
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms.v2 import Transform
 
 from anomalib_cdd.teachers.distances import Levels, similarity
 from anomalib_cdd.teachers.students import Student
 from anomalib_cdd.training.compat import spare_images, training_loader
 from anomalib_cdd.training.images import is_deterministic
 from anomalib_cdd.training.ranks import Ranks
+from anomalib_cdd.training.staged import NotFiniteError
 
 from .domains import batches
-from .features import FeatureBudget, FeatureCache, NotFiniteError, TeacherFeatures
+from .features import FeatureBudget, FeatureCache, TeacherFeatures
 from .loss import Selection, candidate_weights, confidence, pseudo_normal
-
-if TYPE_CHECKING:
-    from .lightning_model import Cdd
+from .torch_model import CddModel
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class TrainingSet:
     Attributes:
         confidence: Confidence of each sample by the previous student, shape ``(N,)``, Eq. 12.
         batch_size: Of every pass.
+        score: See above.
     """
 
     def __init__(
@@ -57,37 +61,51 @@ class TrainingSet:
         self.batch_size = features.batch_size
         self.confidence = torch.zeros(len(features))
         self._budget = budget
-        self._score = score
+        self.score = score
         self._ranks = ranks
-        self._score_sums = torch.zeros(len(features), 2)
+        # per sample: sum and number of the scores by students that have not been trained on it, and by all
+        self._score_sums = torch.zeros(len(features), 4)
+        self._unmet = torch.zeros(0, len(features), dtype=torch.bool)
         self._has_recalled = False
         self._previous: Student | None = None
         self._recalled: FeatureCache | None = None
         self._targets: FeatureCache | None = None
 
     @classmethod
-    def of(cls, trainer: Trainer, model: "Cdd", ranks: Ranks) -> "TrainingSet":
-        """Read the trainer's training data."""
+    def of(
+        cls, trainer: Trainer, model: CddModel, transform: Transform | None, options: Any, ranks: Ranks
+    ) -> "TrainingSet":
+        """Read the trainer's training data.
+
+        Args:
+            trainer: The trainer that is about to fit.
+            model: Whose teacher sees the images.
+            transform: Of the pre-processor.
+            options: The constructor's arguments of :class:`Cdd`.
+            ranks: Who shares the work.
+        """
         loader = training_loader(trainer)
-        options = model.options
-        dtype = cast("torch.dtype", model.dtype)
-        features = TeacherFeatures(loader, lambda batch: extract(model, batch), model.device, dtype)
+        images = len(cast("Sized", loader.dataset))
+        weight = next(model.student.parameters())
+        part = limited(loader, trainer.limit_train_batches, options.seed)
+        extract = partial(teacher_levels, model, transform, weight.device, weight.dtype)
+        features = TeacherFeatures(loader, extract, weight.device, weight.dtype, part)
         random = [
             name
-            for name, transform in (
+            for name, step in (
                 ("the training augmentations", getattr(loader.dataset, "augmentations", None)),
-                ("the pre-processor", getattr(model.pre_processor, "transform", None)),
+                ("the pre-processor", transform),
             )
-            if not is_deterministic(transform)
+            if not is_deterministic(step)
         ]
-        if options.cache == "off" or random:
+        if not options.cache or random:
             if random:
                 logger.warning("Teacher features are not cached: %s may be random.", " and ".join(random))
-            return cls(features, None, model.model.sample_scores, ranks)
+            return cls(features, None, model.sample_scores, ranks)
         budget = FeatureBudget(options.cache_memory_gb, options.cache_dir, ranks)
         features.fill(budget)
-        spare_images(trainer, loader, features.images)
-        return cls(features, budget, model.model.sample_scores, ranks)
+        spare_images(trainer, loader, images)
+        return cls(features, budget, model.sample_scores, ranks)
 
     def __len__(self) -> int:
         """Return the number of samples N."""
@@ -136,10 +154,15 @@ class TrainingSet:
         if self._recalled is not None:
             return self._recalled.read(indices, teacher[0].device, teacher[0].dtype)
         with no_fp16():
-            return self._asked(teacher)
+            return self.previous(teacher)
 
     @property
-    def _asked(self) -> Student:
+    def previous(self) -> Student:
+        """S_prev: the global student as the epoch found it.
+
+        Raises:
+            RuntimeError: Before the first epoch.
+        """
         if self._previous is None:
             msg = "The previous student is known once `recall` has been called."
             raise RuntimeError(msg)
@@ -151,6 +174,7 @@ class TrainingSet:
         students: Sequence[Student],
         visits: Tensor,
         selection: Selection,
+        unmet: Tensor,
     ) -> Callable[[Tensor, Levels], Levels]:
         """Choose the pseudo-normal target of every visit (Algorithm 1, lines 20 to 22).
 
@@ -158,10 +182,12 @@ class TrainingSet:
             students: The domain students, in evaluation mode.
             visits: Rows (sample, domain whose student is no candidate), shape ``(V, 2)``.
             selection: How a candidate is chosen.
+            unmet: Which students have not been trained on which sample, bool of shape ``(K, N)``.
 
         Returns:
             A function of a batch of visits and their teacher levels that returns the targets.
         """
+        self._unmet = unmet
         if self._budget is None:
             return lambda batch, teacher: self._choose(students, teacher, batch, selection)
         cache = self._targets = self._budget.cache(len(visits), self.features.shapes, torch.bfloat16)
@@ -207,8 +233,9 @@ class TrainingSet:
         with no_fp16():
             answers = {h: students[h](teacher) for h in asked}
         for h, answer in answers.items():
-            scores = self._score(list(teacher), answer).float().cpu()
-            said = torch.stack([scores, torch.ones_like(scores)], dim=1) * eligible[:, h, None]
+            scores = self.score(list(teacher), answer).float().cpu()
+            outside = (eligible[:, h] & self._unmet[h, indices]).float()
+            said = torch.stack([scores * outside, outside, scores * eligible[:, h], eligible[:, h]], dim=1)
             self._score_sums.index_add_(0, indices, said)
         candidates = [answers.get(h, teacher) for h in range(len(students))]
         affinity = torch.zeros(len(indices), len(students), device=teacher[0].device)
@@ -229,14 +256,19 @@ class TrainingSet:
         by_image = self.confidence.view(-1, self.features.per_image).amin(dim=1)
         return by_image if self._has_recalled else torch.full_like(by_image, torch.nan)
 
-    def cross_domain_scores(self) -> Tensor:
-        """Return each image's anomaly score by the students of other domains, shape (images,).
+    def cross_domain_scores(self) -> tuple[Tensor, Tensor]:
+        """Return each image's anomaly score by students that have not been trained on it, and the epoch's scale.
 
-        The mean over the students that this epoch asked; of an image's tiles the highest. NaN where none was asked.
         Every rank has to ask for them, once an epoch is over.
+
+        Returns:
+            The mean over such students, of an image's tiles the highest, shape (images,), NaN where there was none; and
+            mean and standard deviation over the images of the same by all students that were asked, shape (2,).
         """
-        scores, asked = self._ranks.sum(self._score_sums).T
-        return (scores / asked).view(-1, self.features.per_image).amax(dim=1)
+        outside, count, inside, asked = self._ranks.sum(self._score_sums).T
+        scores = (outside / count).view(-1, self.features.per_image).amax(dim=1)
+        by_all = (inside / asked).view(-1, self.features.per_image).amax(dim=1)
+        return scores, torch.stack([by_all.mean(), by_all.std(correction=0)])
 
     def _forget(self) -> None:
         for cache in (self._recalled, self._targets):
@@ -259,11 +291,34 @@ def no_fp16() -> AbstractContextManager:
     return nullcontext()
 
 
-def extract(model: "Cdd", batch: Any) -> list[Tensor]:  # anomalib's batch
-    """Return the teacher's levels of a batch as the loader gives it: pre-processed, in fp32, without gradient."""
-    images = batch.image.to(model.device)
-    transform: Any = getattr(model.pre_processor, "transform", None)
+@torch.no_grad()
+def teacher_levels(
+    model: CddModel, transform: Transform | None, device: torch.device, dtype: torch.dtype, batch: Any
+) -> list[Tensor]:
+    """Return the teacher's levels of a batch as the loader gives it: pre-processed, without autocast or gradient."""
+    images = batch.image.to(device)
     if transform is not None:
         images = transform(images)
-    with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-        return model.model.teacher_features(images.to(model.dtype))
+    with torch.autocast(device.type, enabled=False):
+        return model.teacher_features(images.to(dtype))
+
+
+def limited(loader: DataLoader, limit: float, seed: int) -> Dataset | None:
+    """Return the part of a loader's data set that Lightning's ``limit_train_batches`` leaves, drawn by the seed.
+
+    Args:
+        loader: The training loader.
+        limit: A number of batches, or a share of them.
+        seed: Of the draw: the same images in every epoch.
+
+    Returns:
+        The part; ``None`` where all images are left.
+    """
+    dataset: Any = loader.dataset
+    size = loader.batch_size or 1
+    count = limit if isinstance(limit, int) else int(limit * -(-len(dataset) // size))
+    if count * size >= len(dataset):
+        return None
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    rows = order[: max(1, count) * size].sort().values.tolist()
+    return dataset.subsample(rows) if isinstance(dataset, AnomalibDataset) else Subset(dataset, rows)

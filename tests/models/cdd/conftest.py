@@ -26,8 +26,7 @@ def make_model() -> Callable[..., Cdd]:
     def make(**options: Any) -> Cdd:
         seed_everything(0, verbose=False)
         defaults = {"backbone": "test_resnet", "pre_trained": False, "student_width": 8, "visualizer": False}
-        # the same figures on every processor
-        defaults |= {"audit": False, "autocast": "off"}
+        defaults |= {"audit": False}
         return Cdd(**{**defaults, "pre_processor": small_pre_processor(), **options})
 
     return make

@@ -124,7 +124,7 @@ def at(moment: Moment, action: Callable[[], None]) -> None:
     if moment.place == "start":
         reached()
     elif moment.place in {"domain", "global", "confident"}:
-        before(Cdd, "_update", lambda model, optimizer, loss, stage: stage == moment.place)
+        before(Cdd, "optimize", lambda model, optimizer, loss, stage: stage == moment.place)
     elif moment.place == "half a checkpoint":
         torch.save = half
     else:

@@ -46,8 +46,7 @@ def train(devices: int, root: Path, output: Path, case: dict[str, Any]) -> None:
     seed_everything(0, verbose=False)
     steps = [Resize((64, 64), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)]
     options = {"backbone": "test_resnet", "pre_trained": False, "student_width": 8, "visualizer": False, "audit": False}
-    options["autocast"] = "off"  # shares are compared to the last digits
-    options |= {"feature_noise_scale": "relative", "pre_processor": PreProcessor(Compose(steps))}
+    options |= {"relative_noise": True, "pre_processor": PreProcessor(Compose(steps))}
     model = Cdd(**options | case.get("options", {}))
     if case.get("no_batch_norm"):
         without_batch_statistics(model.model.student)

@@ -3,22 +3,24 @@
 """Bad input: every refusal names the value and the way out, and comes before anything is lost."""
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from anomalib.callbacks import ModelCheckpoint
 from anomalib.engine import Engine
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch import Callback, LightningModule
 
 from anomalib_cdd import Cdd, MVTecNoisy
-from anomalib_cdd.models.cdd.checks import check_size, check_statistics, check_trainer
+from anomalib_cdd.models.cdd.checks import PERSISTENT_STEPS, check_size
 
 Model = Callable[..., Cdd]
 Data = Callable[..., MVTecNoisy]
@@ -36,13 +38,10 @@ Engines = Callable[..., Engine]
         ({"regularization": -1.0}, "regularization is -1.0"),
         ({"selection": "best"}, "selection is 'best'; it has to be one of consensual, next, all"),
         ({"feature_noise": -0.1}, "feature_noise is -0.1"),
-        ({"domain_optimizer": "copy"}, "domain_optimizer is 'copy'"),
-        ({"domain_statistics": "batch"}, "domain_statistics is 'batch'"),
-        ({"cache": "disk"}, "cache is 'disk'"),
+        ({"domain_students": "copied"}, "domain_students is 'copied'"),
+        ({"domain_students": 1.5}, "domain_students is 1.5"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),
-        ({"domain_passes": 0}, "domain_passes is 0"),
-        ({"gradient_clip_val": 0.0}, "gradient_clip_val is 0.0"),
         ({"domain_construction": False}, "pseudo_normal needs domain_construction"),
     ],
 )
@@ -59,6 +58,12 @@ def test_options_out_of_range(make_model: Model, options: dict[str, Any], messag
         ({"max_epochs": 2, "max_steps": 10}, "max_steps is 10.*max_epochs instead"),
         ({"max_epochs": 2, "accumulate_grad_batches": 2}, "accumulate_grad_batches"),
         ({"max_epochs": 2, "devices": 2}, "SingleDeviceStrategy.*strategy: ddp"),
+        ({"max_epochs": 2, "val_check_interval": 0.5}, "val_check_interval is 0.5"),
+        ({"max_epochs": 2, "callbacks": [ModelCheckpoint(every_n_train_steps=3)]}, "ModelCheckpoint saves within"),
+        (
+            {"max_epochs": 2, "callbacks": [ModelCheckpoint(train_time_interval=timedelta(minutes=1))]},
+            "every_n_epochs instead",
+        ),
     ],
 )
 def test_trainers_that_would_train_something_else(
@@ -73,32 +78,6 @@ def test_trainers_that_would_train_something_else(
         monkeypatch.setattr("lightning.pytorch.Trainer.world_size", 2)
     with pytest.raises((ValueError, MisconfigurationException), match=message):
         make_engine(**options).fit(make_model(), datamodule=make_data())
-
-
-@pytest.mark.parametrize(
-    ("nodes", "options", "message"),
-    [
-        (2, {}, "num_nodes is 2.*one node"),
-        (1, {"domain_optimizer": "keep"}, "domain_optimizer is 'keep'.*domain_parallel: false"),
-    ],
-)
-def test_several_devices_that_would_train_something_else(
-    make_model: Model, nodes: int, options: dict[str, Any], message: str
-) -> None:
-    trainer = SimpleNamespace(
-        strategy=DDPStrategy(), precision="32-true", num_nodes=nodes, world_size=2, max_steps=-1, max_epochs=2
-    )
-    with pytest.raises(ValueError, match=message):
-        check_trainer(trainer, make_model(**options).options, overridden=False)  # type: ignore[arg-type]
-
-
-def test_statistics_of_all_devices_where_one_trains_alone(make_model: Model) -> None:
-    model = make_model()
-    check_statistics(model.model.student, model.options)
-    student = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.model.student)
-    with pytest.raises(ValueError, match=r"sync_batchnorm.*domain_parallel: false"):
-        check_statistics(student, model.options)
-    check_statistics(student, make_model(domain_parallel=False).options)
 
 
 @pytest.mark.parametrize("batch_size", [3, 2])
@@ -188,6 +167,11 @@ def test_checkpoints_of_something_else(
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
     with pytest.raises(ValueError, match=r"text\.ckpt"):
         Cdd.load_from_checkpoint(tmp_path / "text.ckpt")
+    whole = path.read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"half\.ckpt is damaged") as raised:
+        Cdd.load_from_checkpoint(tmp_path / "half.ckpt")
+    assert "could run code" not in str(raised.value)
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
         Cdd.load_from_checkpoint(tmp_path / "none.ckpt")
 
@@ -213,3 +197,69 @@ def test_features_that_are_not_finite_name_the_teacher_or_student(
         next(model.model.teacher.parameters()).fill_(torch.inf)
     with pytest.raises(ValueError, match="not finite"):
         make_engine(1).fit(model, datamodule=make_data())
+
+
+def test_a_training_does_not_go_on_with_students_of_the_other_kind(
+    make_model: Model, make_data: Data, make_engine: Engines
+) -> None:
+    path = checkpoint_of(make_model(domain_students="forked"), make_data(), make_engine(1))
+    other = make_model(domain_students="persistent")
+    with pytest.raises(ValueError, match=r"'forked', this model 'persistent'.*Set domain_students to 'forked'"):
+        make_engine(2).fit(other, datamodule=make_data(), ckpt_path=path)
+    assert make_engine(1).predict(other, datamodule=make_data(), ckpt_path=path)
+
+
+def test_no_checkpoint_is_saved_within_an_epoch(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                trainer.save_checkpoint(Path(trainer.default_root_dir) / "middle.ckpt")
+
+    with pytest.raises(RuntimeError, match="Epoch 0 is under way"):
+        make_engine(2, callbacks=[Save()]).fit(make_model(), datamodule=make_data())
+
+
+@pytest.mark.parametrize(("limit", "images"), [(2, 8), (0.5, 8), (1.0, 15), (1, 4), (99, 15)])
+def test_limit_train_batches_trains_on_so_many_images(
+    make_model: Model, make_data: Data, make_engine: Engines, limit: float, images: int
+) -> None:
+    model = make_model(domains=(2,))
+    engine = make_engine(2, limit_train_batches=limit)
+    engine.fit(model, datamodule=make_data())
+    assert len(model.training_history.image_paths) == len(set(model.training_history.image_paths)) == images
+    assert engine.trainer.current_epoch == 2
+
+
+def test_fast_dev_run_takes_one_batch_through_everything(make_model: Model, make_data: Data, tmp_path: Path) -> None:
+    model = make_model(domains=(2,))
+    Engine(fast_dev_run=True, accelerator="cpu", default_root_dir=tmp_path).fit(model, datamodule=make_data())
+    assert len(model.training_history.confidence) == 1
+    assert len(model.training_history.image_paths) == 4
+
+
+def test_the_budget_is_told_and_too_few_steps_are_warned_of(
+    make_model: Model, make_data: Data, make_engine: Engines, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "anomalib_cdd"):
+        engine = make_engine(2)
+        model = make_model(domain_students="persistent", max_confident=0.0)
+        engine.fit(model, datamodule=make_data())
+    # 15 images in batches of 4: 4 steps an epoch
+    assert "will take 8 optimiser steps in 2 epochs" in caplog.text
+    assert "about 2900 at the paper's 200 epochs" in caplog.text
+    warning = next(
+        record for record in caplog.records if record.levelname == "WARNING" and "steps are few" in record.msg
+    )
+    assert warning.getMessage().endswith(f"Set max_epochs to {-(-PERSISTENT_STEPS * 2 // 8)} or more.")
+    caplog.clear()
+    off = {"pseudo_normal": False, "domain_construction": False, "regularization": 0.0}
+    make_engine(2).fit(make_model(**off), datamodule=make_data())
+    assert "steps are few" not in caplog.text
+
+
+def test_options_that_have_no_effect_are_named(make_model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    off = {"pseudo_normal": False, "domain_construction": False}
+    make_model(**off, regularization=0.0)
+    assert not caplog.records
+    make_model(**off, selection="all", regularization="linear")
+    assert "regularization ('linear'), selection ('all') has no effect" in caplog.text

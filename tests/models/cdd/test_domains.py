@@ -12,7 +12,6 @@ from anomalib_cdd.models.cdd.domains import (
     domain_count,
     epoch_generator,
     partition,
-    passes,
     regularization_weight,
     visits_of,
 )
@@ -95,14 +94,8 @@ def test_visits_are_those_of_every_domain() -> None:
     for k in range(2):
         assert sorted(each[each[:, 1] == k, 0].tolist()) == sorted(domains.domain(k).tolist())
     assert len(each) == 2 * 2 + 3
-    assert visits_of(domains, confident_each=False).tolist() == [[4, -1], [2, -1], [0, 0], [3, 0], [1, 1]]
+    assert visits_of(domains, once=True).tolist() == [[0, 0], [3, 0], [1, 1], [4, -1], [2, -1]]
+    # in turn: no domain is left out more often than another
+    assert visits_of(domains, once=True, dealt=True).tolist()[3:] == [[4, 0], [2, 1]]
     apart = Domains(torch.tensor([4]), (torch.tensor([0, 4]), torch.tensor([1])), shared=False)
     assert visits_of(apart).tolist() == [[0, 0], [4, 0], [1, 1]]
-
-
-def test_each_pass_sees_every_sample_in_an_order_of_its_own() -> None:
-    indices = torch.arange(100, 112)
-    cut = passes(indices, 4, torch.Generator().manual_seed(0), 3)
-    orders = torch.cat(cut).view(3, 12)
-    assert all(set(order.tolist()) == set(indices.tolist()) for order in orders)
-    assert len({tuple(order.tolist()) for order in orders}) == 3

@@ -4,20 +4,20 @@
 
 import copy
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from anomalib.engine import Engine
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.models.cdd import lightning_model
 from anomalib_cdd.models.cdd.domains import epoch_generator
-from anomalib_cdd.models.cdd.loss import distance
 from anomalib_cdd.models.cdd.training_set import TrainingSet
+from anomalib_cdd.teachers.distances import distance
 
 Model = Callable[..., Cdd]
 Data = Callable[..., MVTecNoisy]
@@ -41,33 +41,33 @@ class Recorder:
         self.steps: list[tuple[int, str, int]] = []
         self.forks: list[dict[str, Any]] = []
         self.domains: dict[int, Any] = {}
-        update, fork, partition = Cdd._update, Cdd._fork, lightning_model.partition
+        update, fork, partition = Cdd.optimize, Cdd.domain_student, lightning_model.partition
 
         def record_update(model: Cdd, optimizer: Any, loss: Tensor, stage: str) -> None:
-            index = [opt.optimizer for opt in model._optimizers()].index(optimizer.optimizer)
+            index = [opt.optimizer for opt in model.all_optimizers()].index(optimizer.optimizer)
             self.steps.append((model.current_epoch, stage, index))
             assert torch.isfinite(loss)
             update(model, optimizer, loss, stage)
 
-        def record_fork(model: Cdd, k: int) -> Any:
-            student, optimizer = fork(model, k)
+        def record_fork(model: Cdd, k: int, *args: Any) -> Any:
+            student, optimizer = fork(model, k, *args), model.all_optimizers()[k + 1]
             self.forks.append(
                 {
                     "epoch": model.current_epoch,
                     "student": copy.deepcopy(student.state_dict()),
-                    "previous": copy.deepcopy(model.training_set._previous.state_dict()),
+                    "previous": copy.deepcopy(model.training_set.previous.state_dict()),
                     "moments": copy.deepcopy(optimizer.optimizer.state_dict()["state"]),
-                    "global_moments": copy.deepcopy(model._optimizers()[0].optimizer.state_dict()["state"]),
+                    "global_moments": copy.deepcopy(model.all_optimizers()[0].optimizer.state_dict()["state"]),
                 }
             )
-            return student, optimizer
+            return student
 
         def record_partition(*args: Any, **kwargs: Any) -> Any:
             self.domains[len(self.domains)] = partition(*args, **kwargs)
             return self.domains[len(self.domains) - 1]
 
-        monkeypatch.setattr(Cdd, "_update", record_update)
-        monkeypatch.setattr(Cdd, "_fork", record_fork)
+        monkeypatch.setattr(Cdd, "optimize", record_update)
+        monkeypatch.setattr(Cdd, "domain_student", record_fork)
         monkeypatch.setattr(lightning_model, "partition", record_partition)
 
 
@@ -80,30 +80,59 @@ def part_sizes(samples: int, count: int) -> list[int]:
     return [samples // count + (k < samples % count) for k in range(count)]
 
 
-@pytest.mark.parametrize(("visits", "domain_passes"), [("each", 1), ("once", 1), ("each", 3)])
+@pytest.mark.parametrize("kind", ["forked", "persistent"])
+@pytest.mark.parametrize("once", [False, True])
 def test_steps_are_those_of_algorithm_1(
     make_model: Model,
     make_data: Data,
     make_engine: Engines,
     monkeypatch: pytest.MonkeyPatch,
-    visits: str,
-    domain_passes: int,
+    kind: str,
+    once: bool,
 ) -> None:
     recorder = Recorder(monkeypatch)
     engine = make_engine(max_epochs=4)
-    model = make_model(domains=(2, 3), confident_visits=visits, domain_passes=domain_passes)
+    model = make_model(domains=(2, 3), confident_once=once, domain_students=kind)
     engine.fit(model, datamodule=make_data())
     expected = []
     for epoch, count in enumerate([2, 2, 3, 3]):
         confident = math.floor(min(epoch / 4, 0.5) * IMAGES)
-        rest = part_sizes(IMAGES - confident, count)
-        for k, part in enumerate(rest):
-            expected += [(epoch, "domain", k + 1)] * steps(confident + part) * domain_passes
-        seen = confident * (count if visits == "each" else 1) + IMAGES - confident
+        sizes = [len(part) for part in recorder.domains[epoch].parts]
+        assert len(sizes) == count
+        assert sum(sizes) == IMAGES - confident
+        if kind == "forked":  # dealt evenly; a fold keeps what is not confident of it
+            assert sorted(sizes, reverse=True) == part_sizes(IMAGES - confident, count)
+        for k, part in enumerate(sizes):
+            expected += [(epoch, "domain", k + 1)] * steps(confident + part)
+        seen = confident * (1 if once else count) + IMAGES - confident
         expected += [(epoch, "global", 0)] * steps(seen)
         expected += [(epoch, "confident", 0)] * (steps(confident) if confident > 1 else 0)
     assert recorder.steps == expected
     assert engine.trainer.global_step == len(expected)
+
+
+def test_persistent_students_keep_their_folds_and_live_on_until_k_changes(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder = Recorder(monkeypatch)
+    model = make_model(domains=(2, 3, 2), domain_students="persistent", max_confident=0.2)
+    make_engine(max_epochs=6).fit(model, datamodule=make_data())
+    assert [fork["epoch"] for fork in recorder.forks] == [0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5]
+    for epoch, fork in enumerate(recorder.forks):
+        copied = all(torch.equal(value, fork["previous"][name]) for name, value in fork["student"].items())
+        # the first two, and the third when K rises: copies of the global student; the others go on
+        assert copied == (epoch in {0, 1, 6})
+        assert bool(fork["moments"]) != copied
+    folds = [[set(part.tolist()) for part in recorder.domains[e].parts] for e in range(6)]
+    confident = [set(recorder.domains[e].confident.tolist()) for e in range(6)]
+    for first in (0, 2, 4):
+        for one, other in zip(folds[first], folds[first + 1], strict=True):
+            # an image changes its fold by being confident, and in no other way
+            assert one - confident[first + 1] == other - confident[first]
+    assert folds[0] != folds[4]
 
 
 def test_domain_students_start_as_the_previous_student_in_parameters_and_buffers(
@@ -124,72 +153,6 @@ def test_domain_students_start_as_the_previous_student_in_parameters_and_buffers
             assert torch.equal(value, fork["previous"][name]), name
     assert all(torch.equal(start[name], recorder.forks[0]["previous"][name]) for name in start)
     assert not all(torch.equal(start[name], recorder.forks[-1]["previous"][name]) for name in start)
-
-
-@pytest.mark.parametrize("choice", ["reset", "keep", "fork"])
-def test_moments_of_a_domain_student_at_its_fork(
-    make_model: Model,
-    make_data: Data,
-    make_engine: Engines,
-    monkeypatch: pytest.MonkeyPatch,
-    choice: str,
-) -> None:
-    recorder = Recorder(monkeypatch)
-    make_engine(max_epochs=2).fit(make_model(domains=(2,), domain_optimizer=choice), datamodule=make_data())
-    first, second = recorder.forks[0]["moments"], recorder.forks[2]
-    assert not first
-    if choice == "reset":
-        assert not second["moments"]
-    else:
-        same = [
-            torch.equal(second["moments"][i]["exp_avg"], second["global_moments"][i]["exp_avg"])
-            for i in second["moments"]
-        ]
-        assert same
-        assert all(same) if choice == "fork" else not all(same)
-
-
-def batch_means(student: nn.Module, batches: Iterator[list[Tensor]]) -> dict[str, Tensor]:
-    """Each BatchNorm's mean over the batches of the mean that a batch has before it."""
-    student, seen = copy.deepcopy(student).train(), defaultdict(list)
-    for name, layer in student.named_modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.register_forward_pre_hook(
-                lambda _, inputs, name=name: seen[name].append(inputs[0].detach().mean(dim=(0, 2, 3)))
-            )
-    for levels in batches:
-        student(levels)
-    return {name: torch.stack(means).mean(dim=0) for name, means in seen.items()}
-
-
-@pytest.mark.parametrize("choice", ["running", "refreshed"])
-def test_statistics_with_which_domain_students_give_targets(
-    make_model: Model, make_data: Data, make_engine: Engines, monkeypatch: pytest.MonkeyPatch, choice: str
-) -> None:
-    passed: list[list[Tensor]] = []
-    passes, targets = lightning_model.passes, TrainingSet.targets
-    gaps: list[float] = []
-
-    def record(*args: Any) -> list[Tensor]:
-        parts = passes(*args)
-        passed.append(parts[: len(parts) // 2])
-        return parts
-
-    def compare(data: TrainingSet, students: list[Any], *args: Any) -> Any:
-        for student, part in zip(students, passed[-len(students) :], strict=True):
-            assert not student.training
-            for name, mean in batch_means(student, data.teacher(part)).items():
-                layer = student.get_submodule(name)
-                assert layer.momentum == 0.1
-                gaps.append(((layer.running_mean - mean).norm() / mean.norm()).item())
-        return targets(data, students, *args)
-
-    monkeypatch.setattr(lightning_model, "passes", record)
-    monkeypatch.setattr(TrainingSet, "targets", compare)
-    model = make_model(domains=(2, 3), domain_passes=2, domain_statistics=choice)
-    make_engine(max_epochs=2).fit(model, datamodule=make_data())
-    assert len(passed) == 5
-    assert max(gaps) < 1e-4 if choice == "refreshed" else min(gaps) > 1e-2
 
 
 def test_teacher_and_previous_student_never_change(
@@ -238,7 +201,7 @@ def relative_gap(first: list[Tensor], second: list[Tensor]) -> float:
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize(
     ("selection", "visited", "count"),
     [
@@ -259,7 +222,7 @@ def test_targets_are_by_hand_those_of_students_that_did_not_see_the_image(
     selection: str,
     visited: str,
     count: int,
-    cache: str,
+    cache: bool,
 ) -> None:
     recorder = Recorder(monkeypatch)
     winners: Counter[int] = Counter()
@@ -267,9 +230,10 @@ def test_targets_are_by_hand_those_of_students_that_did_not_see_the_image(
 
     def compare(training_set: TrainingSet, students: list[Any], visits: Tensor) -> None:
         [teacher] = training_set.teacher([visits[:, 0]])
-        previous = training_set._previous(teacher)
+        previous = training_set.previous(teacher)
         outputs = [student(teacher) for student in students]
-        rows = zip(*targets(training_set, students, visits, selection)(visits, teacher), strict=True)
+        nobody = torch.zeros(count, IMAGES, dtype=torch.bool)
+        rows = zip(*targets(training_set, students, visits, selection, nobody)(visits, teacher), strict=True)
         for row, (chosen, own) in enumerate(zip(rows, visits[:, 1].tolist(), strict=True)):
             said = [[level[row] for level in output] for output in outputs]
             expected = expected_target(said, [level[row] for level in previous], own, count, selection)
@@ -277,7 +241,7 @@ def test_targets_are_by_hand_those_of_students_that_did_not_see_the_image(
             assert relative_gap(chosen, expected) < 1e-2
             winners.update(h for h in range(count) if relative_gap(chosen, said[h]) < 1e-2)
 
-    def check(training_set: TrainingSet, students: list[Any], visits: Tensor, choice: str) -> Any:
+    def check(training_set: TrainingSet, students: list[Any], visits: Tensor, *rest: Any) -> Any:
         domains = recorder.domains[len(recorder.domains) - 1]
         counts = Counter(visits[:, 0].tolist())
         assert all(counts[i] == (count if visited == "each" else 1) for i in domains.confident.tolist())
@@ -287,10 +251,12 @@ def test_targets_are_by_hand_those_of_students_that_did_not_see_the_image(
         backward = torch.stack([visits[:, 0], torch.where(visits[:, 1] < 0, -1, count - 1 - visits[:, 1])], dim=1)
         compare(training_set, students[::-1], backward)
         compare(training_set, students, visits)
-        return targets(training_set, students, visits, choice)
+        return targets(training_set, students, visits, *rest)
 
     monkeypatch.setattr(TrainingSet, "targets", check)
-    model = make_model(domains=(count,), selection=selection, cache=cache, learning_rate=0.05, confident_visits=visited)
+    model = make_model(
+        domains=(count,), selection=selection, cache=cache, learning_rate=0.05, confident_once=visited == "once"
+    )
     make_engine(max_epochs=3).fit(model, datamodule=make_data())
     if selection != "all":
         assert all(winners[h] > 0 for h in range(count))
@@ -379,9 +345,9 @@ def test_confident_images_are_those_that_the_previous_student_reproduces_best(
         assert set(confident.tolist()) == set(expected[epoch].topk(len(confident)).indices.tolist())
 
 
-@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize("cache", [True, False])
 def test_each_image_is_recalled_as_itself(
-    make_model: Model, make_data: Data, make_engine: Engines, monkeypatch: pytest.MonkeyPatch, cache: str
+    make_model: Model, make_data: Data, make_engine: Engines, monkeypatch: pytest.MonkeyPatch, cache: bool
 ) -> None:
     recall = TrainingSet.recall
 
@@ -399,7 +365,7 @@ def test_each_image_is_recalled_as_itself(
     make_engine(max_epochs=1).fit(make_model(cache=cache), datamodule=make_data())
 
 
-@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize(("regularization", "weight"), [("s-curve", 0.5), (2.0, 2.0), (0.0, 0.0)])
 def test_domain_loss_is_equation_15(
     make_model: Model,
@@ -408,10 +374,10 @@ def test_domain_loss_is_equation_15(
     monkeypatch: pytest.MonkeyPatch,
     regularization: float | str,
     weight: float,
-    cache: str,
+    cache: bool,
 ) -> None:
     seen: list[tuple[Tensor, list[Tensor], list[Tensor]]] = []
-    original, update = lightning_model.distance, Cdd._update
+    original, update = lightning_model.distance, Cdd.optimize
     checked = Counter()
 
     def record(target: Any, output: Any) -> Tensor:
@@ -422,7 +388,7 @@ def test_domain_loss_is_equation_15(
         if stage == "domain" and model.current_epoch == 1:
             _, teacher, output = seen[0]
             with torch.no_grad():
-                previous = model.training_set._previous(teacher)
+                previous = model.training_set.previous(teacher)
             expected = original(teacher, output) + weight * original(previous, output)
             # the previous student's levels are kept in bf16
             assert loss.item() == pytest.approx(expected.item(), abs=2e-3)
@@ -431,25 +397,25 @@ def test_domain_loss_is_equation_15(
         update(model, optimizer, loss, stage)
 
     monkeypatch.setattr(lightning_model, "distance", record)
-    monkeypatch.setattr(Cdd, "_update", check)
+    monkeypatch.setattr(Cdd, "optimize", check)
     model = make_model(domains=(2,), regularization=regularization, cache=cache)
     make_engine(max_epochs=2).fit(model, datamodule=make_data())
     assert checked["domain"] > 0
 
 
-@pytest.mark.parametrize(("scale", "sigma"), [("absolute", 0.2), ("relative", 0.5), ("absolute", 0.0)])
+@pytest.mark.parametrize(("relative", "sigma"), [(False, 0.2), (True, 0.5), (False, 0.0)])
 def test_noise_is_on_the_global_students_input_in_the_cross_domain_stage_alone(
     make_model: Model,
     make_data: Data,
     make_engine: Engines,
     monkeypatch: pytest.MonkeyPatch,
-    scale: str,
+    relative: bool,
     sigma: float,
 ) -> None:
-    model = make_model(feature_noise=sigma, feature_noise_scale=scale)
+    model = make_model(feature_noise=sigma, relative_noise=relative)
     inputs: list[list[Tensor]] = []
     noise: dict[str, list[Tensor]] = {"global": [], "confident": []}
-    update = Cdd._update
+    update = Cdd.optimize
     model.model.student.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
 
     def look(model: Cdd, optimizer: Any, loss: Tensor, stage: str) -> None:
@@ -458,15 +424,15 @@ def test_noise_is_on_the_global_students_input_in_the_cross_domain_stage_alone(
             for level, known in zip(inputs[-1], clean, strict=True):
                 gaps = [min((sample - other for other in known), key=torch.norm) for sample in level]
                 gap = torch.stack(gaps)
-                noise[stage].append(gap / level.std() if scale == "relative" else gap)
+                noise[stage].append(gap / level.std() if relative else gap)
         update(model, optimizer, loss, stage)
 
-    monkeypatch.setattr(Cdd, "_update", look)
+    monkeypatch.setattr(Cdd, "optimize", look)
     make_engine(max_epochs=3).fit(model, datamodule=make_data())
     assert max(gap.abs().max() for gap in noise["confident"]) == 0
     first, last = noise["global"][0], noise["global"][-3]
     # relative noise raises the level's own standard deviation: sigma / sqrt(1 + sigma^2) of what is seen
-    expected = sigma / math.sqrt(1 + sigma**2) if scale == "relative" else sigma
+    expected = sigma / math.sqrt(1 + sigma**2) if relative else sigma
     assert first.std().item() == pytest.approx(expected, rel=0.1)
     assert first.mean().abs().item() < 0.05
     if sigma:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from anomalib_cdd.models.cdd.features import FeatureCache
+from anomalib_cdd.models.cdd.features import FeatureBudget, FeatureCache
 
 SHAPES = [(2, 3, 4), (7, 1, 1)]
 
 
 def filled(value: float, directory: Path) -> FeatureCache:
-    cache = FeatureCache(3, SHAPES, torch.float16, directories=[directory])
+    cache = FeatureBudget(0, directory).cache(3, SHAPES, torch.float16)
     cache.write(torch.arange(3), [torch.full((3, *shape), value) for shape in SHAPES])
     return cache
 

@@ -57,7 +57,7 @@ def final(nursery: Nursery, name: str) -> dict:
 
 def assert_same(one: dict, other: dict) -> None:
     assert one["history"]["image_paths"] == other["history"]["image_paths"]
-    for part in ("confidence", "cross_domain"):
+    for part in ("confidence", "cross_domain", "scale"):
         for first, second in zip(one["history"][part], other["history"][part], strict=True):
             torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(one["weights"], other["weights"], rtol=0, atol=0, equal_nan=True)
@@ -121,9 +121,9 @@ def test_ctrl_c_in_every_stage_ends_it_soon_and_keeps_the_last_checkpoint(nurser
 
 @pytest.mark.parametrize(
     ("cache", "place"),
-    [("auto", "cache"), ("off", "recall asks"), ("off", "domain"), ("off", "global"), ("auto", "validation")],
+    [(True, "cache"), (False, "recall asks"), (False, "domain"), (False, "global"), (True, "validation")],
 )
-def test_dead_loader_workers_end_it_soon_with_an_error(nursery: Nursery, cache: str, place: str) -> None:
+def test_dead_loader_workers_end_it_soon_with_an_error(nursery: Nursery, cache: bool, place: str) -> None:
     name = f"workers-{cache}-{place}"
     # eight batches: the workers are at work still
     options = {"model": {"cache": cache}, "data": {"num_workers": 2, "train_batch_size": 2, "eval_batch_size": 1}}

@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Resize
 
 from anomalib_cdd import Cdd, MVTecNoisy
-from anomalib_cdd.models.cdd.features import FeatureCache, TeacherFeatures
+from anomalib_cdd.models.cdd.features import GIGABYTE, FeatureBudget, FeatureCache, TeacherFeatures
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER
 
 # OpenVINO computes in bf16 where the processor can
@@ -113,33 +113,33 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_cdd import Cdd, MVTecNoisy
 import torch
 
-root, results, optimizer, ckpt = sys.argv[1:5]
+root, results, kind, ckpt = sys.argv[1:5]
 torch.set_num_threads(1)
 seed_everything(0)
-model = Cdd(backbone="test_resnet", pre_trained=False, student_width=8, visualizer=False, domain_optimizer=optimizer,
+model = Cdd(backbone="test_resnet", pre_trained=False, student_width=8, visualizer=False, domain_students=kind,
             pre_processor=PreProcessor(Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])))
 data = MVTecNoisy(root=root, noise_ratio=0.25, val_split_mode="none", train_batch_size=4, num_workers=0)
-update = model._update
+update = model.optimize
 def told(*args):
     print("step", model.current_epoch, flush=True)
     update(*args)
-model._update = told
+model.optimize = told
 engine = Engine(max_epochs=5, logger=False, accelerator="cpu", default_root_dir=results, enable_progress_bar=False)
 engine.fit(model, datamodule=data, ckpt_path=ckpt if ckpt != "none" else None)
 torch.save(model.state_dict(), Path(results) / "final.pt")
 """
 
 
-@pytest.mark.parametrize("optimizer", ["reset", "keep"])
+@pytest.mark.parametrize("kind", ["forked", "persistent"])
 def test_killed_and_resumed_ends_where_an_uninterrupted_run_ends(
     tmp_path: Path,
     mvtec_root: Path,
     make_model: Model,
     make_data: Data,
-    optimizer: str,
+    kind: str,
 ) -> None:
     def run(name: str, ckpt: str = "none") -> list[str]:
-        return [sys.executable, "-c", RUN, str(mvtec_root), str(tmp_path / name), optimizer, ckpt]
+        return [sys.executable, "-c", RUN, str(mvtec_root), str(tmp_path / name), kind, ckpt]
 
     whole = subprocess.run(run("whole"), check=True, capture_output=True, text=True)
     assert "step 4" in whole.stdout
@@ -184,22 +184,22 @@ def test_checkpoint_loads_with_weights_only_and_fetches_nothing(
     assert loaded.hparams.domains == (2,)
 
 
-def test_domain_students_leave_no_trace_in_checkpoints(
+def test_of_domain_students_a_checkpoint_has_what_the_next_epoch_goes_on_with(
     make_model: Model,
     make_data: Data,
     make_engine: Engines,
 ) -> None:
     sizes = {}
-    for choice in ("reset", "keep"):
+    for choice in ("forked", "persistent"):
         engine = make_engine(1)
-        engine.fit(make_model(domain_optimizer=choice), datamodule=make_data())
+        engine.fit(make_model(domain_students=choice), datamodule=make_data())
         path = engine.trainer.checkpoint_callback.best_model_path
         checkpoint = torch.load(path, weights_only=True)
         assert {name.partition(".")[0] for name in checkpoint["state_dict"]} <= {"model", "post_processor"}
         sizes[choice] = [len(moments["state"]) for moments in checkpoint["optimizer_states"]]
-    assert sizes["reset"][0] > 0
-    assert sizes["reset"][1:] == [0, 0, 0]
-    assert sizes["keep"][1] == sizes["keep"][0]
+    assert sizes["forked"][0] > 0
+    assert sizes["forked"][1:] == [0, 0, 0]
+    assert sizes["persistent"][1] == sizes["persistent"][0]
 
 
 @pytest.fixture(scope="module")
@@ -357,33 +357,6 @@ def test_lower_precision_trains_to_about_the_same(
     assert losses[precision] == pytest.approx(losses["32-true"], rel=0.2)
 
 
-def test_gradients_are_clipped(
-    make_model: Model,
-    make_data: Data,
-    make_engine: Engines,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    norms: list[float] = []
-    step = torch.optim.Adam.step
-
-    def watch(optimizer: torch.optim.Adam, closure: Callable | None = None) -> None:
-        def watched() -> None:
-            closure()
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
-
-        step(optimizer, watched)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", watch)
-    largest = []
-    for limit in (None, 0.05):
-        norms.clear()
-        make_engine(1).fit(make_model(gradient_clip_val=limit), datamodule=make_data())
-        largest.append(max(norms))
-    assert largest[0] > 0.06
-    assert largest[1] <= 0.0501
-
-
 def test_progress_moves_within_the_epoch_and_everything_is_logged(
     make_model: Model,
     make_data: Data,
@@ -452,7 +425,7 @@ def test_images_are_decoded_once(
     make_engine(3).fit(make_model(), datamodule=data)
     assert len(reads) == 15 + 1 + 15  # and once for the thresholds
     reads.clear()
-    make_engine(2).fit(make_model(cache="off"), datamodule=data)
+    make_engine(2).fit(make_model(cache=False), datamodule=data)
     assert len(reads) > 2 * 15 * 3
 
 
@@ -491,7 +464,7 @@ def test_cache_in_memory_on_disk_and_off_train_the_same(
     for name, options in {
         "memory": {},
         "disk": {"cache_memory_gb": 0, "cache_dir": str(tmp_path / "cache")},
-        "off": {"cache": "off"},
+        "off": {"cache": False},
     }.items():
         model = make_model(**options, learning_rate=1e-4)
         make_engine(2).fit(model, datamodule=make_data())
@@ -510,7 +483,7 @@ def test_tiles_are_images_of_their_own(make_model: Model, make_data: Data, make_
         def on_train_start(self, trainer: object, pl_module: Cdd) -> None:
             sizes.append(len(pl_module.training_set))
 
-    for cache in ("auto", "off"):
+    for cache in (True, False):
         model = make_model(cache=cache, domains=(2,))
         tiler = TilerConfigurationCallback(enable=True, tile_size=32, stride=32)
         engine = make_engine(2, callbacks=[tiler, Watch()])
@@ -560,31 +533,34 @@ def test_keyboard_interrupt_within_an_epoch_keeps_the_last_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    update = Cdd._update
+    update = Cdd.optimize
 
     def interrupt(model: Cdd, *args: object) -> None:
         if model.current_epoch == 1:
             # a kill runs no clean-up: what is on disk has no name from the start
-            assert model.training_set._budget.on_disk > 0
             assert not list(cache.iterdir())
             raise KeyboardInterrupt
         update(model, *args)
 
     cache = tmp_path / "cache"
-    monkeypatch.setattr(Cdd, "_update", interrupt)
+    monkeypatch.setattr(Cdd, "optimize", interrupt)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         make_engine(3).fit(make_model(cache_memory_gb=0, cache_dir=str(cache)), datamodule=make_data())
     checkpoint = next((tmp_path / "results").rglob("*.ckpt"))
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
-    monkeypatch.setattr(Cdd, "_update", update)
+    monkeypatch.setattr(Cdd, "optimize", update)
     engine = make_engine(3)
     engine.fit(make_model(), datamodule=make_data(), ckpt_path=checkpoint)
     assert engine.trainer.current_epoch == 3
 
 
 def test_cache_reads_what_was_written(tmp_path: Path) -> None:
-    for directory in (None, tmp_path):
-        cache = FeatureCache(5, [(2, 3, 4), (7, 1, 1)], torch.bfloat16, directories=[directory] if directory else [])
+    for rows in (0, 2, 4, 5):
+        shapes = [(2, 3, 4), (7, 1, 1)]
+        row = FeatureCache.size_of(1, shapes, torch.bfloat16)
+        budget = FeatureBudget(rows * row / GIGABYTE, tmp_path)
+        cache = budget.cache(5, shapes, torch.bfloat16)
+        assert budget.on_disk == (5 - rows) * row
         levels = [torch.randn(2, 2, 3, 4), torch.randn(2, 7, 1, 1)]
         cache.write(torch.tensor([4, 1]), levels)
         first, second = cache.read(torch.tensor([1, 4]))
@@ -622,55 +598,53 @@ def test_default_pre_processor_is_the_papers_with_the_teachers_normalisation(bac
     assert torch.allclose(model.pre_processor.transform(torch.full((1, 3, 300, 500), 0.75)), torch.tensor(0.5))
 
 
-@pytest.mark.parametrize(
-    ("autocast", "fast", "precision", "expected"),
-    [
-        ("auto", True, "32-true", torch.bfloat16),
-        ("auto", False, "32-true", torch.float32),
-        ("off", True, "32-true", torch.float32),
-        ("auto", True, "64-true", torch.float64),
-    ],
-)
-def test_autocast_takes_bf16_where_it_is_fast_and_nobody_chose(
-    make_model: Model,
-    make_data: Data,
-    make_engine: Engines,
-    monkeypatch: pytest.MonkeyPatch,
-    autocast: str,
-    fast: bool,
-    precision: str,
-    expected: torch.dtype,
+def test_the_seed_alone_decides_on_the_model(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    ends = []
+    for drawn, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(drawn)
+        model = Cdd(backbone="test_resnet", pre_trained=False, student_width=8, audit=False, seed=seed)
+        model.pre_processor = make_model().pre_processor
+        torch.manual_seed(drawn)
+        make_engine(1).fit(model, datamodule=make_data())
+        ends.append(state(model))
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert not all(torch.equal(value, ends[2][name]) for name, value in ends[0].items())
+
+
+def test_a_fit_after_an_evaluation_trains_as_if_there_had_been_none(
+    make_model: Model, make_data: Data, make_engine: Engines
 ) -> None:
-    monkeypatch.setattr("anomalib_cdd.training.precision.computes_in_bf16", lambda device: fast)
-    model = make_model(autocast=autocast)
-    seen: dict[bool, set] = {True: set(), False: set()}
-    model.model.student.register_forward_hook(lambda student, _, levels: seen[student.training].add(levels[0].dtype))
-    of_teacher = set()
-    model.model.teacher.register_forward_hook(lambda _, __, levels: of_teacher.add(levels[0].dtype))
+    """BatchNorm's statistics would be frozen: Lightning keeps the mode in which it finds a model."""
+    ends = []
+    for evaluated in (False, True):
+        model = make_model()
+        if evaluated:
+            model.eval()
+        make_engine(2).fit(model, datamodule=make_data())
+        ends.append(state(model))
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_the_trainers_precision_rules_alone_and_the_teacher_stays_in_fp32(
+    make_model: Model, make_data: Data, make_engine: Engines, precision: str, expected: torch.dtype
+) -> None:
+    model, dtypes = make_model(), {"student": set(), "teacher": set()}
+    model.model.student.register_forward_hook(lambda _, __, levels: dtypes["student"].add(levels[0].dtype))
+    model.model.teacher.register_forward_hook(lambda _, __, levels: dtypes["teacher"].add(levels[0].dtype))
     engine = make_engine(1, precision=precision)
     engine.fit(model, datamodule=make_data())
-    assert seen[True] == {expected}
-    ways = [lambda: model(torch.rand(1, 3, 64, 64, dtype=model.dtype))]
-    if precision != "64-true":  # anomalib's own loops give images in fp32
-        ways += [lambda: engine.test(model, datamodule=make_data())]
-        ways += [lambda: engine.predict(model, datamodule=make_data())]
-    for predict in ways:
-        seen[False].clear()
-        model.eval()
-        with torch.no_grad():
-            predict()
-        assert seen[False] == {expected}
-    assert of_teacher == {model.dtype}
-    assert model.model.student.bottleneck.squeeze[0][0].weight.dtype != torch.bfloat16
-
-
-def test_an_export_is_traced_in_fp32(make_model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("anomalib_cdd.training.precision.computes_in_bf16", lambda device: True)
-    image = torch.rand(1, 3, 64, 64)
-    model = make_model(autocast="auto", post_processor=False).eval()
-    inferencer = OpenVINOInferencer(model.to_openvino(tmp_path), device="CPU", config=SINGLE_PRECISION)
-    exported = float(inferencer.predict(image[0].permute(1, 2, 0).numpy()).pred_score.squeeze())
+    engine.test(model, datamodule=make_data())
+    assert dtypes["teacher"] == {torch.float32}
+    assert expected in dtypes["student"]
+    dtypes["student"].clear()
     with torch.no_grad():
-        in_bf16 = model(image).pred_score.item()
-        in_fp32 = model.model(model.pre_processor(image)).pred_score.item()
-    assert abs(exported - in_fp32) < 1e-6 < abs(in_bf16 - in_fp32)
+        model.eval()(torch.rand(1, 3, 64, 64))
+    assert dtypes["student"] == {torch.float32}
+
+
+def test_the_papers_setting_is_one_call_away() -> None:
+    model = Cdd.paper(backbone="test_resnet", pre_trained=False)
+    assert model.hparams.domain_students == "forked"
+    assert model.hparams.confident_once is False
+    assert Cdd.paper(backbone="test_resnet", pre_trained=False, confident_once=True).hparams.confident_once is True
