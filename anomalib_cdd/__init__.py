@@ -9,15 +9,16 @@ Importing it registers its models and datamodules where anomalib looks names up,
 import anomalib.data
 import anomalib.models
 
-from . import data, models, teachers
+from . import cleaning, data, models, teachers
 from .audit import TrainingAudit
 from .data import *  # noqa: F403
+from .data import clean
 from .evaluation import FuadEvaluator
 from .models import *  # noqa: F403
 from .thresholds import LabelFreePostProcessor
 from .training import defaults
 
-__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "TrainingAudit", "data", "models", "teachers"]
+__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "TrainingAudit", "cleaning", "data", "models", "teachers"]
 __all__ += data.__all__
 __all__ += models.__all__
 __version__ = "0.2.0.dev0"
@@ -34,3 +35,4 @@ def _register() -> None:
 
 _register()
 defaults.provide(post_processor=LabelFreePostProcessor, audit=TrainingAudit)
+clean.provide(judge=cleaning.judge)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which training images are bad, judged by what has not learned from them; needs no training, serves every model."""
 
+from .judge import judge
 from .scorer import Recurrence, score_images
 
-__all__ = ["Recurrence", "score_images"]
+__all__ = ["Recurrence", "judge", "score_images"]

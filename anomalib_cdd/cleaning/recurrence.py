@@ -6,7 +6,6 @@ Pure functions, after MuSc (Li et al., ICLR 2024) and InReaCh (McIntosh and Albu
 something in many images, a defect in few.
 """
 
-import torch
 from anomalib.models.components import GaussianBlur2d
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,28 +13,6 @@ from torch.nn import functional as F
 LOWEST_SHARE = 0.1
 BLUR_SIGMA = 4.0
 BLUR_KERNEL = 2 * int(4 * BLUR_SIGMA + 0.5) + 1
-# rows of a block of distances: with the patches of one image beside it, it stays in a processor's cache
-BLOCK_ROWS = 1024
-
-
-def nearest_distances(patches: Tensor, references: Tensor) -> Tensor:
-    """Return each patch's distance to the nearest patch of each reference image, d_ij(p).
-
-    Args:
-        patches: Shape ``(R, D)``.
-        references: Patches of M images, shape ``(M, Q, D)``.
-
-    Returns:
-        Euclidean distances, shape ``(R, M)``. No more than a block of ``1024 x Q`` distances is held at a time.
-    """
-    nearest = patches.new_empty(len(patches), len(references))
-    squares = references.square().sum(dim=-1)
-    for rows, found in zip(patches.split(BLOCK_ROWS), nearest.split(BLOCK_ROWS), strict=True):
-        for number, (image, square) in enumerate(zip(references, squares, strict=True)):
-            # |p - q|^2 without |p|^2, which is the same for all q
-            found[:, number] = torch.addmm(square, rows, image.T, alpha=-2).amin(dim=1)
-    nearest += patches.square().sum(dim=-1, keepdim=True)
-    return nearest.clamp_min_(0).sqrt_()
 
 
 def suspicion(nearest: Tensor, known: Tensor | None = None) -> Tensor:

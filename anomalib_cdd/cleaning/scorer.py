@@ -20,16 +20,15 @@ from tqdm.auto import tqdm
 
 from anomalib_cdd.data.images import check_images
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER, normalisation
-from anomalib_cdd.teachers.patches import PatchExtractor, random_projection
+from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates, parts_of
+from anomalib_cdd.teachers.patches import DIMENSIONS, PatchExtractor, nearest_distances, random_projection
 
-from .duplicates import centre, describe, near_duplicates
-from .recurrence import image_scores, nearest_distances, suspicion
+from .recurrence import image_scores, suspicion
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SIZE = (160, 160)
 REFERENCE_IMAGES = 200
-DIMENSIONS = 192
 FEWEST_IMAGES = 3
 FEW_IMAGES = 10
 
@@ -101,7 +100,7 @@ def score_images(
     descriptors = np.concatenate([describe(patches).cpu().numpy() for patches in look("looking for near-duplicates")])
     features = centre(descriptors)
     duplicates = near_duplicates(features)
-    part = _part_of(len(dataset), duplicates)
+    part = parts_of(len(dataset), duplicates)
     references = _references(part, reference_images, seed)
     bank = torch.cat([grid.flatten(2).mT for grid in look("reading the images to ask", references)])
 
@@ -159,14 +158,6 @@ class _Look:
                 patches = self.extractor(batch.image.to(self.device))
                 yield torch.einsum("bchw,cd->bdhw", patches, self.projection)
                 bar.update(len(batch.image))
-
-
-def _part_of(count: int, duplicates: list[list[int]]) -> NDArray[np.int64]:
-    """Return the part that each of N images shows, named by the first image of it."""
-    part = np.arange(count)
-    for group in duplicates:
-        part[group] = group[0]
-    return part
 
 
 def _references(part: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

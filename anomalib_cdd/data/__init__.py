@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datamodules whose training sets are not clean."""
 
+from anomalib_cdd.data.clean import Cleaning
 from anomalib_cdd.data.datamodules import (
     BTechNoisy,
     DatumaroNoisy,
@@ -16,6 +17,7 @@ from anomalib_cdd.data.noise import NoiseInjection
 
 __all__ = [
     "BTechNoisy",
+    "Cleaning",
     "DatumaroNoisy",
     "Elpv",
     "ElpvDataset",

@@ -22,6 +22,8 @@ from anomalib.data.utils import LabelName, ValSplitMode
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.trainer.states import TrainerFn
 
+from anomalib_cdd.data.clean import FILE as CLEANED_FILE
+from anomalib_cdd.data.clean import Cleaned, Cleaning, clean_dataset
 from anomalib_cdd.data.images import check_images
 from anomalib_cdd.data.manifest import (
     check_exclude_list,
@@ -156,6 +158,7 @@ class NoiseInjection(AnomalibDataModule):
         manifest: str | Path | None = None,
         max_normal: int | None = None,
         exclude: str | Path | None = None,
+        clean: Cleaning | None = None,
         **kwargs: Any,
     ) -> None:
         """Take the arguments of the injection, and hand the others to the datamodule.
@@ -171,6 +174,8 @@ class NoiseInjection(AnomalibDataModule):
                 those.
             exclude: CSV file of images to leave out of the training set once it is drawn (``image_path`` relative to
                 the root of the data set), such as the audit page writes it.
+            clean: Leave the most suspicious images out of the training set once it is drawn and ``exclude`` is read;
+                see :class:`Cleaning`. The manifest lists them still, ``cleaned.csv`` beside it says which they are.
             **kwargs: Arguments of the datamodule. Its ``seed`` is 0 where it is not given, as normal test images
                 that are split off by chance would change the training set at every ``setup``.
 
@@ -197,7 +202,11 @@ class NoiseInjection(AnomalibDataModule):
         self.max_normal = max_normal
         self.exclude = exclude
         self.seed = 0 if self.seed is None else self.seed  # a split by chance would change with every setup
+        self.clean = clean
+        self.cleaned: Cleaned | None = None
         self._injected_data: AnomalibDataset | None = None
+        self._clean_data: AnomalibDataset | None = None
+        self._name_of: dict[str, str] = {}
         self._split: dict[str, bool] = {}
         if self.val_split_mode in {ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TEST}:
             logger.warning(
@@ -238,6 +247,10 @@ class NoiseInjection(AnomalibDataModule):
             ValueError: If the data set cannot be read or does not have the images that are asked for.
         """
         super().setup(stage)
+        # a test reads no training image; an augmented set of a later call is the one that was cleaned
+        if self.clean is not None and stage in {None, TrainerFn.FITTING} and self._clean_data is not self.train_data:
+            self.cleaned = clean_dataset(self.train_data, self.clean, self.trainer)
+            self._clean_data = self.train_data
         trainer = self.trainer
         if (
             stage != TrainerFn.FITTING
@@ -249,6 +262,8 @@ class NoiseInjection(AnomalibDataModule):
         path = Path(trainer.default_root_dir) / "manifest.csv"
         if self.manifest is None or path.resolve() != Path(self.manifest).resolve():
             self.write_manifest(path)
+        if self.cleaned is not None:
+            self.cleaned.write(path.with_name(CLEANED_FILE), self._name_of)
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """Return the validation loader, or none at all with ``val_split_mode: none``, where anomalib's own fails."""
@@ -278,7 +293,8 @@ class NoiseInjection(AnomalibDataModule):
         super()._create_test_split()
         train, test = self.train_data.samples, self.test_data.samples
         paths = [*train["image_path"], *test["image_path"]]
-        root, name_of = relative_names(paths, getattr(self, "root", None))
+        root, self._name_of = relative_names(paths, getattr(self, "root", None))
+        name_of = self._name_of
         normal = [name_of[path] for path in train["image_path"]]
         anomalous = (test["label_index"] == LabelName.ABNORMAL).tolist()
         test_names = dict(zip((name_of[path] for path in test["image_path"]), anomalous, strict=True))

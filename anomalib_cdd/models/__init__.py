@@ -3,5 +3,6 @@
 """Models for training sets that are not clean."""
 
 from .cdd import Cdd
+from .crosspatch import CrossPatch
 
-__all__ = ["Cdd"]
+__all__ = ["Cdd", "CrossPatch"]

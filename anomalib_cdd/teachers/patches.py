@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anomalib_cdd.training.precision import is_traced
+
 from .backbones import Teacher
+
+# what patches are projected to: distances stay what they are for ranking, and cost a fifth
+DIMENSIONS = 192
+# rows and columns of a block of distances that stays in a processor's cache
+BLOCK = 1024
 
 
 class PatchExtractor(nn.Module):
@@ -70,3 +77,48 @@ def random_projection(channels: int, dimensions: int) -> Tensor:
     if dimensions >= channels:
         return torch.eye(channels)
     return torch.randn(channels, dimensions, generator=torch.Generator().manual_seed(0)) / dimensions**0.5
+
+
+def nearest_distances(patches: Tensor, references: Tensor) -> Tensor:
+    """Return each patch's distance to the nearest patch of each reference image.
+
+    Args:
+        patches: Shape ``(R, D)``.
+        references: Patches of M images, shape ``(M, Q, D)``.
+
+    Returns:
+        Euclidean distances, shape ``(R, M)``. Memory is bounded: no more than a block of distances is held at a time,
+        unless an export follows, where the graph holds them all.
+    """
+    squares = references.square().sum(dim=-1)
+    if is_traced():
+        products = patches @ references.flatten(0, 1).T
+        nearest = (squares - 2 * products.view(-1, *squares.shape)).amin(dim=-1)
+    else:
+        nearest = patches.new_empty(len(patches), len(references))
+        group = max(1, BLOCK // references.shape[1])
+        for rows, found in zip(patches.split(BLOCK), nearest.split(BLOCK), strict=True):
+            columns = zip(references.split(group), squares.split(group), found.split(group, dim=1), strict=True)
+            for images, square, place in columns:
+                # |p - q|^2 without |p|^2, which is the same for all q
+                block = torch.addmm(square.flatten(), rows, images.flatten(0, 1).T, alpha=-2)
+                place.copy_(block.view(-1, *square.shape).amin(dim=-1))
+    return (nearest + patches.square().sum(dim=-1, keepdim=True)).clamp_min(0).sqrt()
+
+
+def coreset(patches: Tensor, count: int) -> Tensor:
+    """Choose patches of one image that cover it: greedy k-centre, the farthest patch next.
+
+    Args:
+        patches: Shape ``(P, D)``.
+        count: How many to choose, 1 to P. The first is the one nearest to their mean.
+
+    Returns:
+        Rows of the chosen patches, shape ``(count,)``.
+    """
+    chosen = [torch.linalg.vector_norm(patches - patches.mean(dim=0), dim=1).argmin()]
+    covered = torch.full_like(patches[:, 0], torch.inf)
+    for _ in range(count - 1):
+        covered = torch.minimum(covered, torch.linalg.vector_norm(patches - patches[chosen[-1]], dim=1))
+        chosen.append(covered.argmax())
+    return torch.stack(chosen)

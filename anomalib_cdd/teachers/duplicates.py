@@ -66,6 +66,14 @@ def near_duplicates(features: NDArray[np.float32]) -> list[list[int]]:
     return groups
 
 
+def parts_of(count: int, groups: list[list[int]]) -> NDArray[np.int64]:
+    """Return the part that each of N images shows, named by the first image of its group, shape ``(N,)``."""
+    part = np.arange(count)
+    for group in groups:
+        part[group] = group[0]
+    return part
+
+
 def _are_near(first: Tensor, second: Tensor) -> Tensor:
     """Return which of the rows ``(A, D)`` and ``(B, D)`` are near-duplicates, shape ``(A, B)``."""
     lengths = torch.linalg.vector_norm(first, dim=1)[:, None], torch.linalg.vector_norm(second, dim=1)[None]
