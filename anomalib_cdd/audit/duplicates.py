@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 from tqdm.auto import tqdm
 
-from anomalib_cdd.cleaning.duplicates import centre, describe, near_duplicates
+from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates
 from anomalib_cdd.cleaning.scorer import IMAGE_SIZE
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER, normalisation
 from anomalib_cdd.teachers.patches import PatchExtractor
