@@ -198,8 +198,8 @@ def label_studio(images: Sequence[AnnotatedImage]) -> list[dict[str, Any]]:
 def fiftyone(images: Sequence[AnnotatedImage]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return ``labels.json`` and ``data.json`` of a FiftyOneImageClassificationDataset.
 
-    The label of an image is its review, or ``unseen``; the confidence its score. Its regions come by ``coco.json``, which
-    FiftyOne merges into the same samples.
+    The label of an image is its review, or ``unseen``; the confidence its score. Its regions come by ``coco.json``,
+    which FiftyOne merges into the same samples.
     """
     labels = {
         f"{number:06}": {

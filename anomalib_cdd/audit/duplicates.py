@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 from tqdm.auto import tqdm
 
-from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates
 from anomalib_cdd.cleaning.scorer import IMAGE_SIZE
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER, normalisation
+from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates
 from anomalib_cdd.teachers.patches import PatchExtractor
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,9 @@ def find_duplicates(dataset: AnomalibDataset, batch_size: int, *, progress: bool
     extractor = extractor.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     device = next(extractor.parameters()).device
     dataset = copy.copy(dataset)
-    dataset.augmentations = Compose([Resize(IMAGE_SIZE, antialias=True), Normalize(*map(list, normalisation(PYPI_TEACHER)))])
+    dataset.augmentations = Compose(
+        [Resize(IMAGE_SIZE, antialias=True), Normalize(*map(list, normalisation(PYPI_TEACHER)))]
+    )
     loader = DataLoader(dataset, batch_size, collate_fn=dataset.collate_fn)
     bar = tqdm(loader, desc="near-duplicates", unit="batch", leave=False, disable=not progress)
     descriptors = [describe(extractor(batch.image.to(device))).cpu().numpy() for batch in bar]

@@ -95,7 +95,7 @@ def write_page(
     order = sorted(range(len(images)), key=lambda place: images[place].score, reverse=True)
     rank = {place: index for index, place in enumerate(order)}
     ranked = [images[place] for place in order]
-    data = {
+    data: dict[str, Any] = {
         "id": hashlib.sha256("\n".join(image.name for image in ranked).encode(errors="replace")).hexdigest()[:12],
         "images": [_entry(image) for image in ranked],
         "groups": [sorted(rank[place] for place in group) for group in groups],

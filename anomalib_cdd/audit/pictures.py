@@ -76,18 +76,18 @@ def look_at(paths: Sequence[str], *, progress: bool = True) -> tuple[list[Pictur
     Returns:
         What each file shows, ``None`` for one that cannot be read, and why it cannot, by path.
     """
-    pictures: list[Picture | None] = []
-    unreadable = {}
-    for path in tqdm(paths, desc="pictures", unit="image", leave=False, disable=not progress):
-        try:
-            pictures.append(_picture(read_upright(path)))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's own are all these
-            pictures.append(None)
-            unreadable[path] = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return pictures, unreadable
+    bar = tqdm(paths, desc="pictures", unit="image", leave=False, disable=not progress)
+    found = [_look_at_one(path) for path in bar]
+    unreadable = {path: seen for path, seen in zip(paths, found, strict=True) if isinstance(seen, str)}
+    return [seen if isinstance(seen, Picture) else None for seen in found], unreadable
 
 
-def _picture(image: Image.Image) -> Picture:
+def _look_at_one(path: str) -> Picture | str:
+    """Return what a file shows, or why it cannot be read."""
+    try:
+        image = read_upright(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
     width, height = image.size
     measured = image.convert("L")
     measured.thumbnail((MEASURED_SIDE, MEASURED_SIDE))

@@ -176,7 +176,9 @@ def _table(shown: Shown, scored: ScoredImages, names: list[str], review: dict[st
     table["duplicates"] = pd.array([group_of.get(row) for row in range(len(names))], dtype="Int64")
     table["review"] = [review.get(name, "") for name in names]
     curves = {
-        f"{name}_{epoch}": values for name, curve in scored.curves.items() for epoch, values in enumerate(curve, start=1)
+        f"{name}_{epoch}": values
+        for name, curve in scored.curves.items()
+        for epoch, values in enumerate(curve, start=1)
     }
     return pd.concat([table, pd.DataFrame(curves, index=table.index)], axis=1)
 
@@ -200,7 +202,7 @@ def _annotated(
     regions: dict[int, list[Region]] = {}
     if scored.maps is not None:
         threshold = _pixel_threshold(scored.maps)
-        regions = {row: outline(scored.maps[row], threshold) for row in np.flatnonzero(scored.scores > cut)}
+        regions = {row: outline(scored.maps[row], threshold) for row in np.flatnonzero(scored.scores > cut).tolist()}
     return [
         AnnotatedImage(
             path=Path(scored.image_paths[row]),

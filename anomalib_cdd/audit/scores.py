@@ -6,16 +6,19 @@ A model's training report is asked first; its own scores of images that it has l
 be so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from anomalib.data import AnomalibDataModule
 from anomalib.models import AnomalibModule
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from anomalib_cdd.cleaning.cross_domain import cross_domain_scores
 from anomalib_cdd.cleaning.scorer import score_images
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER
 from anomalib_cdd.training.images import TrainingImages
@@ -92,9 +95,7 @@ def score_by_model(
     return ScoredImages(paths, scores, name, sample, notes, maps, scores, percentiles=percentiles)
 
 
-def score_by_recurrence(
-    images: TrainingImages, *, backbone: str = PYPI_TEACHER, progress: bool = True
-) -> ScoredImages:
+def score_by_recurrence(images: TrainingImages, *, backbone: str = PYPI_TEACHER, progress: bool = True) -> ScoredImages:
     """Score images by what comes back in the others, without any training.
 
     Args:
@@ -107,10 +108,40 @@ def score_by_recurrence(
         RuntimeError: If the teacher's weights are not there.
     """
     found = score_images(images.dataset, backbone=backbone, batch_size=images.batch_size, progress=progress)
-    note = "No model was trained: an image is suspicious where it shows what the others do not. Scores are out of sample."
+    note = (
+        "No model was trained: an image is suspicious where it shows what the others do not. Scores are out of sample."
+    )
     sample: list[Sample] = ["out-of-sample"] * len(found.image_paths)
     return ScoredImages(
         found.image_paths, found.scores, "recurrence", sample, [note], list(found.maps), duplicates=found.duplicates
+    )
+
+
+def score_by_cross_domain_training(
+    make_model: Callable[[], AnomalibModule],
+    datamodule: AnomalibDataModule,
+    domains: int,
+    folder: Path,
+    trainer: Mapping[str, Any],
+) -> ScoredImages:
+    """Score the training images of a datamodule by models that are each trained on a part of them.
+
+    Args:
+        make_model: Makes a model that has learned nothing.
+        datamodule: Its training set is dealt out.
+        domains: Number of parts and of models.
+        folder: Where finished parts are kept: the same call goes on where it was stopped.
+        trainer: Arguments of ``Engine``.
+
+    Raises:
+        ValueError: See :func:`anomalib_cdd.cleaning.cross_domain.cross_domain_scores`.
+    """
+    report = cross_domain_scores(make_model, datamodule, domains, folder=folder, trainer=trainer)
+    name = type(make_model()).__name__
+    note = f"Each image was scored by one of {domains} models that was trained without it: scores are out of sample."
+    sample: list[Sample] = ["out-of-sample"] * len(report.image_paths)
+    return ScoredImages(
+        report.image_paths, report.scores, f"{name}, cross-domain training", sample, [note], curves=report.curves
     )
 
 

@@ -1,10 +1,12 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""``anomalib-cdd audit``: any folder of images, ranked without a training, by a checkpoint or by cross-domain training."""
+"""``anomalib-cdd audit``: any folder of images, ranked without a model, by a checkpoint or by cross-domain training."""
 
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,12 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from anomalib_cdd.audit.callback import FOLDER
 from anomalib_cdd.audit.duplicates import find_duplicates
 from anomalib_cdd.audit.results import REVIEW, Shown, open_images, write_results
-from anomalib_cdd.audit.scores import ScoredImages, score_by_model, score_by_recurrence
+from anomalib_cdd.audit.scores import (
+    ScoredImages,
+    score_by_cross_domain_training,
+    score_by_model,
+    score_by_recurrence,
+)
 from anomalib_cdd.cli.entries import ConfigError
 from anomalib_cdd.data import FolderNoisy
 from anomalib_cdd.data.manifest import read_review
@@ -24,6 +31,7 @@ from anomalib_cdd.teachers.backbones import PYPI_TEACHER
 from anomalib_cdd.training.images import TrainingImages
 
 DOMAINS = 3
+PARTS = "cross_domain"
 DESCRIPTION = f"""
 Rank the images of a folder from most to least suspicious, on a page to look through and to mark. Without a model
 nothing is trained: an image is suspicious where it shows what the others do not. With --ckpt_path a trained model
@@ -44,7 +52,9 @@ def get_parser() -> ArgumentParser:
         help="The checkpoint's model (default: Cdd), or the one to train: a name, a class path, or a dictionary with "
         "class_path, init_args and trainer.",
     )
-    parser.add_argument("--domains", type=int, help=f"Parts of the folder when --model is trained (default: {DOMAINS}).")
+    parser.add_argument(
+        "--domains", type=int, help=f"Parts of the folder when --model is trained (default: {DOMAINS})."
+    )
     parser.add_argument(
         "--backbone", type=str, default=PYPI_TEACHER, help="timm name of the network that sees without a model."
     )
@@ -93,6 +103,14 @@ def _check(config: Namespace) -> None:
     if not config.data.is_dir():
         msg = f"--data {config.data}: there is no such folder."
         raise ConfigError(msg)
+    if config.ckpt_path is not None and not config.ckpt_path.is_file():
+        msg = f"--ckpt_path {config.ckpt_path}: there is no such file."
+        raise ConfigError(msg)
+    if isinstance(config.model, dict) and (
+        "class_path" not in config.model or set(config.model) - {"class_path", "init_args", "trainer"}
+    ):
+        msg = f"--model {config.model}: it takes class_path, init_args and trainer."
+        raise ConfigError(msg)
     if config.domains is not None and (config.ckpt_path is not None or config.model is None):
         msg = f"--domains {config.domains} is for a --model that is trained here, without --ckpt_path."
         raise ConfigError(msg)
@@ -107,10 +125,30 @@ def _check(config: Namespace) -> None:
 
 
 def _score(config: Namespace, shown: Shown, datamodule: AnomalibDataModule) -> ScoredImages:
+    if config.ckpt_path is None and config.model is None:
+        return score_by_recurrence(shown.images, backbone=config.backbone)
+    entry: dict[str, Any] = config.model if isinstance(config.model, dict) else {"class_path": config.model or "Cdd"}
     if config.ckpt_path is not None:
-        scored = score_by_model(load_model(config.model or "Cdd", config.ckpt_path), shown.images)
-        return replace(scored, duplicates=find_duplicates(shown.images.dataset, config.batch_size))
-    return score_by_recurrence(shown.images, backbone=config.backbone)
+        scored = score_by_model(load_model(entry["class_path"], config.ckpt_path), shown.images)
+    else:
+        make_model = _factory(entry)
+        folder, trainer = config.output / PARTS, entry.get("trainer", {})
+        scored = score_by_cross_domain_training(make_model, datamodule, config.domains or DOMAINS, folder, trainer)
+    return replace(scored, duplicates=find_duplicates(shown.images.dataset, config.batch_size))
+
+
+def _factory(entry: dict[str, Any]) -> Callable[[], AnomalibModule]:
+    """Return what makes an untrained model of an entry, tried once."""
+    kind, init_args = model_class(entry["class_path"]), dict(entry.get("init_args", {}))
+    if "audit" in inspect.signature(kind).parameters:
+        init_args.setdefault("audit", False)  # the page is of all parts
+    make_model = partial(kind, **init_args)
+    try:
+        make_model()
+    except (TypeError, ValueError) as error:
+        msg = f"--model {kind.__name__}: {_one_line(error)}"
+        raise ConfigError(msg) from error
+    return make_model
 
 
 def model_class(name: str) -> type[AnomalibModule]:
@@ -139,22 +177,19 @@ def model_class(name: str) -> type[AnomalibModule]:
     raise ConfigError(msg)
 
 
-def load_model(model: str | dict[str, Any], path: Path) -> AnomalibModule:
+def load_model(name: str, path: Path) -> AnomalibModule:
     """Load a checkpoint.
 
     Args:
-        model: The model's name, class path, or a dictionary with ``class_path``.
+        name: The model's name or class path.
         path: The checkpoint.
 
     Raises:
         ConfigError: If there is no such model, or no such checkpoint of it.
     """
-    if not path.is_file():
-        msg = f"--ckpt_path {path}: there is no such file."
-        raise ConfigError(msg)
-    kind = model_class(model if isinstance(model, str) else str(model.get("class_path")))
+    kind = model_class(name)
     # its weights are the checkpoint's: ImageNet's need not be fetched first
-    known = {"pre_trained": False} if "pre_trained" in inspect.signature(kind).parameters else {}
+    known: dict[str, Any] = {"pre_trained": False} if "pre_trained" in inspect.signature(kind).parameters else {}
     try:
         return kind.load_from_checkpoint(path, map_location="cpu", **known)
     except Exception as error:  # a damaged file raises whatever its bytes lead to

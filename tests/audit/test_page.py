@@ -110,7 +110,9 @@ def focused(page: Page) -> str:
 def test_cards_say_what_is_known_of_each_image_the_most_suspicious_first(open_page: OpenPage) -> None:
     images = make_images()
     page = open_page(
-        images[6:] + images[:6], title="</title><script>window.pwned = 1</script> & co", content={"notes": ['of "today"']}
+        images[6:] + images[:6],
+        title="</title><script>window.pwned = 1</script> & co",
+        content={"notes": ['of "today"']},
     )
     assert names(page) == [image.name for image in reversed(images)]
     assert page.locator("h1").text_content() == page.title() == "</title><script>window.pwned = 1</script> & co"
@@ -136,7 +138,13 @@ def test_what_is_not_known_is_not_shown(open_page: OpenPage) -> None:
     page = open_page([AuditImage(name=f"{i}.png", score=0.5, image=GREY, heat_map=None) for i in range(3)])
     assert names(page) == ["0.png", "1.png", "2.png"]  # equal scores keep their order
     assert page.locator(".card").first.locator("img").count() == 1
-    for hidden in (".sparkline:visible", ".badges .injected", "#legend:visible", "#heat-maps-switch:visible", "#flag-field:visible"):
+    for hidden in (
+        ".sparkline:visible",
+        ".badges .injected",
+        "#legend:visible",
+        "#heat-maps-switch:visible",
+        "#flag-field:visible",
+    ):
         assert page.locator(hidden).count() == 0
     page.locator(".pictures").first.click()
     assert page.locator("#viewer img:visible").count() == 1
@@ -520,7 +528,8 @@ def test_fifty_thousand_images_open_in_two_seconds_and_scroll(open_page: OpenPag
         page.wait_for_function("""() => {
             const boxes = [...document.querySelectorAll('.card')].map(card => card.getBoundingClientRect());
             return Math.min(...boxes.map(box => box.top)) <= 700 && Math.max(...boxes.map(box => box.bottom)) >= 500
-                && document.querySelectorAll('.card img').length === 2 * boxes.length && [...document.querySelectorAll('.card img')].every(image => image.complete && image.naturalWidth);
+                && document.querySelectorAll('.card img').length === 2 * boxes.length
+                && [...document.querySelectorAll('.card img')].every(image => image.complete && image.naturalWidth);
         }""")
         assert 0 < page.locator("img[src]").count() < 300
     assert names(page)[-1] == "good/049999.png"
