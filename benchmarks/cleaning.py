@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the draw of the noise")
     parser.add_argument("--noise_ratio", type=float, default=0.1)
     parser.add_argument("--backbone", default="efficientnet_lite0_pypi")
-    parser.add_argument("--image_size", type=int, default=160)
+    parser.add_argument("--image_size", type=int, default=192)
     options = parser.parse_args(arguments)
     print(HEADER, "|---|---|---|---|---|---|---|", sep="\n", flush=True)
     for name, entry in data_sets(options):

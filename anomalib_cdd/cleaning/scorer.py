@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 from tqdm.auto import tqdm
 
+from anomalib_cdd.data.clean import IMAGE_SIZE, REFERENCE_IMAGES
 from anomalib_cdd.data.images import check_images
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER, normalisation
 from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates, parts_of
@@ -27,8 +28,6 @@ from .recurrence import image_scores, suspicion
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SIZE = (160, 160)
-REFERENCE_IMAGES = 200
 FEWEST_IMAGES = 3
 FEW_IMAGES = 10
 

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 FILE = "cleaned.csv"
 DEFAULT_DEVIATIONS = 2.0
+IMAGE_SIZE = (192, 192)
+REFERENCE_IMAGES = 200
 FEWEST_LEFT = 2
 
 
@@ -52,8 +54,8 @@ class Cleaning:
     layers: list[str] | None = None
     pre_trained: bool = True
     weights: str | None = None
-    image_size: tuple[int, int] = (160, 160)
-    reference_images: int = 200
+    image_size: tuple[int, int] = IMAGE_SIZE
+    reference_images: int = REFERENCE_IMAGES
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,0 +1,195 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-domain training around any anomalib model: each image is scored by a model that was trained without it.
+
+The training set is dealt out in K parts, as the domains of Cross-Domain Distillation; K models are each trained on what
+is not in their part. A part that is finished is a file, so that a run can be stopped and gone on with.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities.seed import isolate_rng
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from anomalib_cdd.training.files import written_whole
+from anomalib_cdd.training.report import TrainingReport
+from anomalib_cdd.training.scoring import iterate_predictions
+
+logger = logging.getLogger(__name__)
+
+TOP_SHARE = 0.01
+# no label takes part in a training: there is no validation
+TRAINER_DEFAULTS = {"logger": False, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+
+
+def cross_domain_scores(
+    model_factory: Callable[[], AnomalibModule],
+    datamodule: AnomalibDataModule,
+    domains: int = 3,
+    *,
+    folder: str | Path,
+    trainer: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    in_sample: bool = False,
+    progress: bool = True,
+) -> TrainingReport:
+    """Score the training images of a datamodule by models that were trained without them.
+
+    Args:
+        model_factory: Makes a model that has learned nothing; called once for each part.
+        datamodule: Its ``train_data`` is dealt out; it is set up if it has not been, and not changed.
+        domains: Number of parts K, at least 2.
+        folder: Where the scores of each part are kept. The same call with the same images goes on where it stopped.
+        trainer: Arguments of ``Engine``, such as ``max_epochs``.
+        seed: Seed of the parts and of each training.
+        in_sample: Let every model vote on every image, also those that it was trained on, and take the mean: only to
+            measure what that costs.
+        progress: Whether to show progress bars.
+
+    Returns:
+        Of each image the mean of the top 1 % of its anomaly map, or the model's score where it has no map.
+
+    Raises:
+        ValueError: If there are fewer than two images for each part, or a model's scores are not finite.
+    """
+    if not hasattr(datamodule, "train_data"):
+        datamodule.setup()
+    dataset, folder = datamodule.train_data, Path(folder)
+    parts = deal(len(dataset), domains, seed)
+    key = _fingerprint(model_factory(), dataset, domains, seed, in_sample, trainer or {})
+    votes = np.full((domains, len(dataset)), np.nan, dtype=np.float32)
+    for number, part in enumerate(tqdm(parts, desc="domains", unit="model", disable=not progress)):
+        path = folder / f"part_{number + 1}_of_{domains}.npz"
+        asked = np.arange(len(dataset)) if in_sample else part
+        known = _read(path, key, len(asked))
+        if known is None:
+            rest = np.setdiff1d(np.arange(len(dataset)), part)
+            with isolate_rng():
+                seed_everything(seed + number, verbose=False)
+                model = _train(model_factory(), datamodule, rest, dict(trainer or {}), progress)
+            known = _scores(model, datamodule, asked, progress)
+            with written_whole(path) as draft, draft.open("wb") as file:
+                np.savez(file, scores=known, key=key)
+        votes[number, asked] = known
+    paths = [str(path) for path in dataset.samples["image_path"]]
+    return TrainingReport(paths, np.nanmean(votes, axis=0))
+
+
+def deal(count: int, domains: int, seed: int) -> list[NDArray[np.int64]]:
+    """Deal images out in parts of equal size, or one apart.
+
+    Args:
+        count: Number of images N.
+        domains: Number of parts K.
+        seed: Seed of the order.
+
+    Returns:
+        Rows of each part, ascending.
+
+    Raises:
+        ValueError: If K is below 2, or there are fewer than two images for each part.
+    """
+    if domains < 2:
+        msg = f"domains has to be at least 2, found {domains}: with one part no model is left that has not seen it."
+        raise ValueError(msg)
+    if count < 2 * domains:
+        msg = f"{count} training images are too few for {domains} domains: at most {count // 2} are possible."
+        raise ValueError(msg)
+    order = np.random.default_rng(seed).permutation(count)
+    return [np.sort(part) for part in np.array_split(order, domains)]
+
+
+def top_mean(maps: Tensor) -> Tensor:
+    """Return the mean of the highest 1 % of each map ``(B, H, W)``, at least one value, shape ``(B,)``."""
+    values = maps.flatten(1)
+    return values.topk(max(1, int(TOP_SHARE * values.shape[1])), dim=1).values.mean(dim=1)
+
+
+class _Part(AnomalibDataModule):
+    """Some of a datamodule's training images, read and augmented as there; nothing to validate or test."""
+
+    def __init__(self, whole: AnomalibDataModule, rows: NDArray[np.int64]) -> None:
+        super().__init__(
+            train_batch_size=whole.train_batch_size,
+            eval_batch_size=whole.eval_batch_size,
+            num_workers=whole.num_workers,
+            train_augmentations=whole.train_augmentations,
+            test_augmentations=whole.test_augmentations,
+            val_split_mode="none",
+            test_split_mode="none",
+        )
+        self.rows = whole.train_data.subsample(rows.tolist())
+
+    def _setup(self, _stage: str | None = None) -> None:
+        self.train_data = self.rows
+
+    def _create_test_split(self) -> None:
+        """There is no test set to split."""
+
+
+def _train(
+    model: AnomalibModule, whole: AnomalibDataModule, rows: NDArray[np.int64], trainer: dict[str, Any], progress: bool
+) -> AnomalibModule:
+    bars = {"enable_progress_bar": progress, "enable_model_summary": False}
+    with tempfile.TemporaryDirectory(prefix="cross-domain-") as folder:
+        engine = Engine(**{**TRAINER_DEFAULTS, **bars, **trainer, "default_root_dir": folder})
+        engine.fit(model, datamodule=_Part(whole, rows))
+    return model
+
+
+def _scores(
+    model: AnomalibModule, whole: AnomalibDataModule, rows: NDArray[np.int64], progress: bool
+) -> NDArray[np.float32]:
+    found = []
+    for _, scores, maps, _ in iterate_predictions(
+        model,
+        whole.train_data.subsample(rows.tolist()),
+        augmentations=whole.test_augmentations,
+        batch_size=whole.eval_batch_size,
+        num_workers=whole.num_workers,
+        progress=progress,
+    ):
+        found.append(scores if maps is None else top_mean(maps))
+    return torch.cat(found).cpu().numpy()
+
+
+def _fingerprint(model: AnomalibModule, dataset: AnomalibDataset, *settings: Any) -> str:
+    """Name what the scores depend on: model, images and settings."""
+    files = [Path(path) for path in dataset.samples["image_path"]]
+    states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    made_of = [type(model).__qualname__, {name: str(value) for name, value in model.hparams.items()}]
+    content = json.dumps([made_of, states, settings], default=str, sort_keys=True)
+    content = re.sub(r" at 0x[0-9a-f]+", "", content)  # where an object lies in memory is no setting
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _read(path: Path, key: str, count: int) -> NDArray[np.float32] | None:
+    """Read the scores of a finished part; ``None`` where there are none of these images and this model."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            scores, found = content["scores"], str(content["key"])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        logger.warning("The file of scores %s is damaged; its model is trained again", path)
+        return None
+    if found != key or scores.shape != (count,):
+        logger.warning("The file of scores %s is of other images or settings; its model is trained again", path)
+        return None
+    return scores

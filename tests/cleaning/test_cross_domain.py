@@ -1,0 +1,135 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""Each image is scored by a model that was trained without it, and a stopped run goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.models import AnomalibModule, Padim, Patchcore
+from lightning.pytorch.callbacks import Callback
+
+from anomalib_cdd import Cdd, MVTecNoisy
+from anomalib_cdd.cleaning import cross_domain_scores
+from anomalib_cdd.cleaning.cross_domain import deal, top_mean
+
+TRAINER = {"accelerator": "cpu", "max_epochs": 1}
+TINY = {"backbone": "resnet18", "pre_trained": False}
+
+
+@pytest.fixture
+def data(mvtec_root: Path) -> MVTecNoisy:
+    return MVTecNoisy(
+        root=mvtec_root, category="bottle", noise_ratio=0.25, val_split_mode="none", train_batch_size=4, num_workers=0
+    )
+
+
+def padim() -> AnomalibModule:
+    return Padim(**TINY, n_features=8, pre_processor=Padim.configure_pre_processor((64, 64)))
+
+
+def patchcore() -> AnomalibModule:
+    return Patchcore(**TINY, coreset_sampling_ratio=0.1, pre_processor=Padim.configure_pre_processor((64, 64)))
+
+
+def cdd() -> AnomalibModule:
+    pre_processor = Padim.configure_pre_processor((64, 64))
+    return Cdd(backbone="test_resnet", pre_trained=False, student_width=8, audit=False, pre_processor=pre_processor)
+
+
+class Watch(Callback):
+    """Remembers which images each fit saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[set[str]] = []
+
+    def on_train_start(self, trainer: object, pl_module: object) -> None:
+        self.seen.append(set(trainer.datamodule.train_data.samples["image_path"]))
+
+
+def test_parts_are_disjoint_and_of_equal_size() -> None:
+    parts = deal(11, 3, seed=0)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(11))
+    assert [len(part) for part in parts] == [4, 4, 3]
+    assert all(np.array_equal(a, b) for a, b in zip(parts, deal(11, 3, seed=0), strict=True))
+    assert not np.array_equal(parts[0], deal(11, 3, seed=1)[0])
+
+
+def test_the_score_is_the_mean_of_the_top_1_percent() -> None:
+    maps = torch.arange(200.0).view(1, 10, 20)
+    assert top_mean(maps).tolist() == [198.5]
+    assert top_mean(torch.tensor([[[3.0, 7.0]]])).tolist() == [7.0]
+
+
+@pytest.mark.parametrize("factory", [padim, patchcore, cdd])
+def test_no_model_scores_what_it_was_trained_on(
+    factory: Callable[[], AnomalibModule], data: MVTecNoisy, tmp_path: Path
+) -> None:
+    watch = Watch()
+    trainer = TRAINER | {"callbacks": [watch]}
+    report = cross_domain_scores(factory, data, folder=tmp_path, trainer=trainer, progress=False)
+    everything = {str(path) for path in data.train_data.samples["image_path"]}
+    assert set(report.image_paths) == everything
+    assert np.isfinite(report.scores).all()
+    assert report.scores.std() > 0
+    left_out = [everything - seen for seen in watch.seen]
+    assert sorted(path for part in left_out for path in part) == sorted(everything)
+    assert len(data.train_data) == 15
+
+
+def test_a_stopped_run_goes_on_with_what_is_missing(data: MVTecNoisy, tmp_path: Path) -> None:
+    def run(folder: Path, seed: int = 0) -> tuple[int, np.ndarray]:
+        watch = Watch()
+        trainer = TRAINER | {"callbacks": [watch]}
+        report = cross_domain_scores(padim, data, folder=folder, trainer=trainer, seed=seed, progress=False)
+        return len(watch.seen), report.scores
+
+    trained, expected = run(tmp_path / "scores")
+    assert trained == 3
+    assert run(tmp_path / "scores")[0] == 0
+    (tmp_path / "scores" / "part_2_of_3.npz").unlink()
+    (tmp_path / "scores" / "part_3_of_3.npz").write_bytes(b"half a file")
+    trained, scores = run(tmp_path / "scores")
+    assert trained == 2
+    assert np.allclose(scores, expected)
+    # the scores of another run are no part of this one
+    assert run(tmp_path / "scores", seed=1)[0] == 3
+
+
+def test_a_run_that_is_interrupted_keeps_finished_parts(data: MVTecNoisy, tmp_path: Path) -> None:
+    made = []
+
+    def interrupted() -> AnomalibModule:
+        made.append(padim())
+        if len(made) == 4:  # the first tells what kind of model it is
+            raise KeyboardInterrupt
+        return made[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        cross_domain_scores(interrupted, data, folder=tmp_path, trainer=TRAINER, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part_1_of_3.npz", "part_2_of_3.npz"]
+
+
+def test_in_sample_votes_are_lenient_with_a_models_own_images(data: MVTecNoisy, tmp_path: Path) -> None:
+    out, within = (
+        cross_domain_scores(
+            patchcore, data, folder=tmp_path / str(flag), trainer=TRAINER, in_sample=flag, progress=False
+        ).scores
+        for flag in (False, True)
+    )
+    is_noise = data.train_data.samples["is_noise"].to_numpy(dtype=bool)
+    assert (within[is_noise] < out[is_noise]).all()
+    assert within.mean() < out.mean()
+
+
+@pytest.mark.parametrize(
+    ("domains", "message"),
+    [(1, "domains has to be at least 2, found 1"), (8, "15 training images are too few for 8 domains: at most 7")],
+)
+def test_a_number_of_domains_that_cannot_be_is_refused(
+    data: MVTecNoisy, tmp_path: Path, domains: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        cross_domain_scores(padim, data, domains, folder=tmp_path, progress=False)

@@ -1,0 +1,66 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The mathematics of recurrence, of rules and of near-duplicates, against values worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from anomalib_cdd.cleaning.recurrence import image_scores, suspicion
+from anomalib_cdd.cleaning.rules import deviations, share
+from anomalib_cdd.teachers.duplicates import centre, near_duplicates
+
+
+def test_suspicion_is_the_mean_of_the_lowest_tenth() -> None:
+    # of 20 images the two nearest: (1 + 2) / 2
+    nearest = torch.arange(20, 0, -1).float()[None]
+    assert suspicion(nearest).tolist() == [1.5]
+    # of one to fourteen images the nearest
+    assert suspicion(torch.tensor([[5.0, 3.0, 4.0]])).tolist() == [3.0]
+
+
+def test_only_images_that_may_vouch_are_asked() -> None:
+    nearest = torch.tensor([[0.0, 3.0, 4.0], [0.0, 6.0, 5.0]])
+    assert suspicion(nearest, torch.tensor([False, True, True])).tolist() == [3.0, 5.0]
+    assert suspicion(nearest, torch.tensor([False, False, False])).tolist() == [0.0, 0.0]
+
+
+def test_an_image_score_is_the_maximum_of_the_blurred_map() -> None:
+    flat = torch.full((1, 4, 4), 2.5)
+    assert image_scores(flat, (64, 64)).item() == pytest.approx(2.5, abs=1e-4)
+    peak = torch.zeros(1, 8, 8)
+    peak[0, 4, 4] = 1
+    # a patch of 8 x 8 pixels stretches to a pyramid, which a blur of 4 pixels flattens: some peak is left
+    score = image_scores(peak, (64, 64)).item()
+    assert 0.3 < score < 0.7
+
+
+def test_share_picks_the_top_rounded_down() -> None:
+    scores = np.array([1, 9, 3, 8, 2, 4, 5, 6, 7, 0], dtype=np.float32)
+    assert share(scores, 0.25).nonzero()[0].tolist() == [1, 3]
+    assert share(scores, 0.3).sum() == 3
+    assert share(scores, 0.0).sum() == 0
+    with pytest.raises(ValueError, match=r"share has to be at least 0 and below 1, found 1\.5"):
+        share(scores, 1.5)
+
+
+def test_deviations_picks_what_is_far_above_the_median() -> None:
+    # median 3, MAD 1: the limit is 3 + 2 x 1.4826 = 5.9652
+    scores = np.array([1, 2, 3, 4, 100], dtype=np.float32)
+    assert deviations(scores, 2).tolist() == [False, False, False, False, True]
+    assert deviations(np.array([1, 2, 3, 4, 5.97], dtype=np.float32), 2).tolist()[-1]
+    assert not deviations(np.array([1, 2, 3, 4, 5.96], dtype=np.float32), 2).any()
+    with pytest.raises(ValueError, match="deviations has to be above 0, found 0"):
+        deviations(scores, 0)
+
+
+def test_near_duplicates_are_groups_around_their_first_and_no_chains() -> None:
+    angles = np.deg2rad([0, 10, 20, 90, 180, 270])  # cos 10 = .985, cos 20 = .940
+    features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert near_duplicates(features) == [[0, 1]]
+    assert near_duplicates(features[[0, 2, 3, 4]]) == []
+
+
+def test_images_that_are_all_the_same_are_one_group() -> None:
+    same = centre(np.ones((5, 3), dtype=np.float32))
+    assert near_duplicates(same) == [[0, 1, 2, 3, 4]]
