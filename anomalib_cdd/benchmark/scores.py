@@ -15,13 +15,10 @@ import torch
 
 from anomalib_cdd.data.noise import relative_names
 from anomalib_cdd.evaluation.measures import f1, f1_curve
-from anomalib_cdd.thresholds.estimators import IMAGE_METHOD, METHODS, PIXEL_METHOD, label_free_threshold
-from anomalib_cdd.thresholds.post_processing import (
-    FALSE_ALARM_RATE,
-    PIXEL_FALSE_ALARM_RATE,
-    LabelFreePostProcessor,
-    sample_pixels,
-)
+from anomalib_cdd.thresholds.calibration import keeps_patches, sample_pixels, training_scores
+from anomalib_cdd.thresholds.estimators import label_free_pixel_threshold, label_free_threshold
+from anomalib_cdd.thresholds.post_processing import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE
+from anomalib_cdd.training.report import report_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,11 +69,11 @@ def cell_scores(
         raise ValueError(msg)
     training = evaluation.training
     pixels = None if training.maps is None else sample_pixels(torch.from_numpy(training.maps)).numpy()
-    calibration = (training.scores, pixels)
-    post_processor = LabelFreePostProcessor()
-    if post_processor.mirrors(model):
+    report = report_of(model, training.image_paths)
+    calibration = (training.scores if report is None else report.scores, pixels)
+    if keeps_patches(model):
         dataset, batch_size = datamodule.train_data, datamodule.eval_batch_size
-        calibration = post_processor.training_scores(model, dataset, datamodule.test_augmentations, batch_size, False)
+        calibration = training_scores(model, dataset, datamodule.test_augmentations, batch_size, progress=False)
     by_path = evaluation.ranking.set_index("image_path").loc[training.image_paths]
     arrays: Arrays = {
         "train_paths": np.array(list(relative_names(training.image_paths, None)[1].values())),
@@ -130,10 +127,9 @@ def threshold_measures(arrays: Arrays) -> dict[str, float]:
     Returns:
         On the test images without overlap: ``F1_best``, the best that any threshold reaches; ``F1`` and
         ``false_alarms``, the share of good test images above it, at :class:`LabelFreePostProcessor`'s default
-        ``false_alarm_rate``; ``F1_ratio``, their ratio; ``F1_ratio_<method>`` for each estimator;
-        ``F1_ratio_anomalib``, at the maximum of the training scores, which is anomalib's threshold where the
-        validation images have no anomalous one; ``pixel_F1_ratio`` where there are masks. Empty without both kinds of
-        test images.
+        ``false_alarm_rate``; ``F1_ratio``, their ratio; ``F1_ratio_anomalib``, at the maximum of the training scores,
+        which is anomalib's threshold where the validation images have no anomalous one; ``pixel_F1_ratio`` where there
+        are masks. Empty without both kinds of test images.
     """
     if not arrays.keys() >= {"test_scores", "test_labels", "test_injected", "train_scores"}:
         return {}
@@ -144,10 +140,8 @@ def threshold_measures(arrays: Arrays) -> dict[str, float]:
         return {}
     calibration = arrays["calibration_scores"] if "calibration_scores" in arrays else arrays["train_scores"]
     best = float(f1_curve(positive, negative)[1].max())
-    thresholds = {method: label_free_threshold(calibration, FALSE_ALARM_RATE, method) for method in METHODS}
-    measures = {f"F1_ratio_{method}": f1(positive, negative, cut) / best for method, cut in thresholds.items()}
-    cut = thresholds[IMAGE_METHOD]
-    measures |= {
+    cut = label_free_threshold(calibration, FALSE_ALARM_RATE)
+    measures = {
         "F1_best": best,
         "F1": f1(positive, negative, cut),
         "F1_ratio": f1(positive, negative, cut) / best,
@@ -155,10 +149,10 @@ def threshold_measures(arrays: Arrays) -> dict[str, float]:
         "false_alarms": float((negative > cut).mean()),
         "false_alarm_rate": FALSE_ALARM_RATE,
     }
-    return measures | _pixel_threshold_measures(arrays)
+    return measures | _pixel_threshold_measures(arrays, calibration)
 
 
-def _pixel_threshold_measures(arrays: Arrays) -> dict[str, float]:
+def _pixel_threshold_measures(arrays: Arrays, scores: NDArray[Any]) -> dict[str, float]:
     """Compare at the edges of a histogram of the pixels."""
     if "pixels_anomalous" not in arrays or not arrays["pixels_anomalous"].sum():
         return {}
@@ -166,9 +160,8 @@ def _pixel_threshold_measures(arrays: Arrays) -> dict[str, float]:
     above = {name: arrays[name][::-1].cumsum()[::-1] for name in ("pixels_anomalous", "pixels_normal")}
     found, false = above["pixels_anomalous"], above["pixels_normal"]
     curve = 2 * found / np.maximum(found + false + found[0], 1)
-    cut = np.searchsorted(
-        arrays["pixel_edges"][:-1], label_free_threshold(pixels, PIXEL_FALSE_ALARM_RATE, PIXEL_METHOD)
-    )
+    threshold = label_free_pixel_threshold(pixels, scores, PIXEL_FALSE_ALARM_RATE)
+    cut = np.searchsorted(arrays["pixel_edges"][:-1], threshold)
     return {"pixel_F1_ratio": float(curve[cut] / curve.max()) if cut < len(curve) else 0.0}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-THRESHOLDS = ("F1_ratio_mad", "F1_ratio_mixture", "F1_ratio_tail", "F1_ratio_anomalib")
+THRESHOLDS = ("F1_ratio_anomalib",)
 SETTINGS = {
     "No overlap": ("image_AUROC", "pixel_AUROC", "AUPRO", "PRO"),
     "Overlap": ("image_AUROC_overlap", "pixel_AUROC_overlap", "AUPRO_overlap", "PRO_overlap"),

@@ -2,91 +2,80 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thresholds from unlabelled scores with unknown anomalies among them.
 
-Each estimator describes the scores of the *good* parts without being led by the anomalous ones, and returns the
-threshold that a stated share of good parts exceeds: the false alarm rate. Scores are taken on a log scale, on which
-they are nearly symmetric: they are distances, at least 0.
+Images beyond Tukey's fence, the upper quartile and one and a half interquartile ranges, are taken for anomalous. A
+threshold is a quantile of what is left, so that it never lies outside what scores or pixels reach.
 """
 
-from collections.abc import Callable
-from typing import Literal, get_args
-
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import CensoredData, genpareto, norm
-from sklearn.mixture import GaussianMixture
+from numpy.typing import ArrayLike, NDArray
 
-Method = Literal["mad", "mixture", "tail"]
-METHODS: tuple[Method, ...] = get_args(Method)
-IMAGE_METHOD: Method = "mixture"
-PIXEL_METHOD: Method = "mad"
-
-# a normal distribution's median absolute deviation in standard deviations
-MAD_OF_NORMAL = float(norm.ppf(0.75))
-# the upper part of the scores that may be anomalous, and where the tail of the good parts begins
-TRIMMED, TAIL_BEGINS = 0.15, 0.5
-FEWEST_PEAKS = 10
-SMALLEST = 1e-12
+# Tukey, Exploratory Data Analysis, 1977
+FENCE = 1.5
 
 
-def label_free_threshold(scores: NDArray[np.floating], false_alarm_rate: float, method: Method = IMAGE_METHOD) -> float:
-    """Return the score that a share ``false_alarm_rate`` of the good parts exceeds.
+def within_fence(scores: ArrayLike) -> NDArray[np.bool_]:
+    """Return which images do not stand out by their scores.
 
     Args:
-        scores: Scores of unlabelled images, shape ``(N,)``, higher is more anomalous, at least 0.
-        false_alarm_rate: In (0, 0.5].
-        method: ``"mad"``, median and median absolute deviation; ``"mixture"``, the lower of two normal components;
-            ``"tail"``, a generalised Pareto tail fitted to the upper half without its highest values.
+        scores: Scores of unlabelled images, shape ``(N,)``, higher is more anomalous; any range.
 
     Returns:
-        The threshold, at least the median of the scores.
+        Shape ``(N,)``; true for at least three quarters of them.
+
+    Raises:
+        ValueError: If there are no scores or one is not finite.
+    """
+    scores = _finite(scores).ravel()
+    lower, upper = np.quantile(scores, [0.25, 0.75])
+    return scores <= upper + FENCE * (upper - lower)
+
+
+def label_free_threshold(scores: ArrayLike, false_alarm_rate: float) -> float:
+    """Return the score that a share ``false_alarm_rate`` of good images exceeds.
+
+    Args:
+        scores: Scores of unlabelled images, shape ``(N,)``, higher is more anomalous; any range.
+        false_alarm_rate: In (0, 0.5].
+
+    Returns:
+        The threshold: the quantile that a *new* image of the same kind exceeds with this probability, rank
+        ``(1 - rate) (n + 1)`` of the n images within the fence, at most the highest of them.
 
     Raises:
         ValueError: If there are no scores, one is not finite, or the rate is out of range.
     """
-    scores = np.asarray(scores, dtype=np.float64).ravel()
-    if not scores.size or not np.isfinite(scores).all():
-        wrong = int(np.sum(~np.isfinite(scores)))
-        msg = f"A threshold needs scores that are finite numbers; {wrong} of {scores.size} are not."
+    scores = _finite(scores).ravel()
+    return _upper_quantile(scores[within_fence(scores)], false_alarm_rate)
+
+
+def label_free_pixel_threshold(pixels: ArrayLike, scores: ArrayLike, false_alarm_rate: float) -> float:
+    """Return the value that a share ``false_alarm_rate`` of the pixels of good images exceeds.
+
+    Args:
+        pixels: Values of the anomaly maps, shape ``(N, P)``; a sample of P pixels of each map will do.
+        scores: Scores of the same images, shape ``(N,)``: pixels of images beyond the fence do not count.
+        false_alarm_rate: In (0, 0.5].
+
+    Returns:
+        The threshold, at most the highest of the pixels that count.
+
+    Raises:
+        ValueError: If there is nothing, a value is not finite, or the rate is out of range.
+    """
+    return _upper_quantile(_finite(pixels)[within_fence(scores)].ravel(), false_alarm_rate)
+
+
+def _upper_quantile(values: NDArray[np.float64], rate: float) -> float:
+    if not 0 < rate <= 0.5:
+        msg = f"The false alarm rate is {rate}; it has to be above 0 and at most 0.5."
         raise ValueError(msg)
-    if not 0 < false_alarm_rate <= 0.5:
-        msg = f"The false alarm rate is {false_alarm_rate}; it has to be above 0 and at most 0.5."
+    return float(np.quantile(values, 1 - rate, method="weibull"))  # ranks over n + 1
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(values, dtype=np.float64)
+    if not values.size or not np.isfinite(values).all():
+        wrong = int(np.sum(~np.isfinite(values)))
+        msg = f"A threshold needs scores that are finite numbers; {wrong} of {values.size} are not."
         raise ValueError(msg)
-    logs = np.log(np.maximum(scores, SMALLEST))
-    return float(np.exp(max(ESTIMATORS[method](logs, false_alarm_rate), np.median(logs))))
-
-
-def _mad(values: NDArray[np.float64], rate: float) -> float:
-    """Median plus the normal quantile of robust standard deviations."""
-    median = np.median(values)
-    return float(median + norm.isf(rate) * np.median(np.abs(values - median)) / MAD_OF_NORMAL)
-
-
-def _mixture(values: NDArray[np.float64], rate: float) -> float:
-    """Quantile of the lower of two normal components, or of one where two do not explain more (BIC)."""
-    column = values[:, None]
-    fits = [GaussianMixture(count, random_state=0, n_init=3).fit(column) for count in (1, 2) if len(values) > 2 * count]
-    if not fits:
-        return _mad(values, rate)
-    best = min(fits, key=lambda fit: fit.bic(column))
-    # the good parts are the many
-    good = int(best.weights_.argmax())
-    return float(best.means_[good, 0] + norm.isf(rate) * np.sqrt(best.covariances_[good, 0, 0]))
-
-
-def _tail(values: NDArray[np.float64], rate: float) -> float:
-    """Peaks over a threshold: a generalised Pareto tail, in which the highest values are censored (Pickands 1975)."""
-    begin, end = np.quantile(values, [TAIL_BEGINS, 1 - TRIMMED])
-    peaks = values[(values > begin) & (values <= end)] - begin
-    if len(peaks) < FEWEST_PEAKS:
-        return _mad(values, rate)
-    # of the highest it is only known that they are higher: some are not of good parts
-    hidden = np.full(int((values > end).sum()), end - begin)
-    shape, _, scale = genpareto.fit(CensoredData(uncensored=peaks, right=hidden), floc=0)
-    return float(begin + genpareto.isf(min(1.0, rate / (1 - TAIL_BEGINS)), shape, scale=scale))
-
-
-ESTIMATORS: dict[str, Callable[[NDArray[np.float64], float], float]] = {
-    "mad": _mad,
-    "mixture": _mixture,
-    "tail": _tail,
-}
+    return values

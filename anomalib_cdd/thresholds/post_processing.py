@@ -2,122 +2,95 @@
 # SPDX-License-Identifier: Apache-2.0
 """A post-processor whose thresholds and normalisation come from unlabelled training images alone.
 
-anomalib's own takes both from labelled validation images. This one scores the training set when a fit ends, anomalous
-images and all, and asks the
-:mod:`~anomalib_cdd.thresholds.estimators` for the score that a stated share of good parts exceeds.
+anomalib's own takes both from labelled validation images. This one asks the training images when a fit ends, anomalous
+ones and all (:mod:`~anomalib_cdd.thresholds.calibration`), for the score that a stated share of good ones exceeds
+(:mod:`~anomalib_cdd.thresholds.estimators`).
 """
 
 import logging
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from anomalib.data import AnomalibDataset
 from anomalib.models import AnomalibModule
-from anomalib.models.components import MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Transform
+from torchvision.transforms.v2 import Transform
 
 from anomalib_cdd.training.images import TrainingImages
-from anomalib_cdd.training.scoring import iterate_predictions, takes_bars
+from anomalib_cdd.training.scoring import takes_bars
 
-from .estimators import IMAGE_METHOD, METHODS, PIXEL_METHOD, Method, label_free_threshold
+from .calibration import training_scores
+from .estimators import label_free_pixel_threshold, label_free_threshold
 
 logger = logging.getLogger(__name__)
 
-FALSE_ALARM_RATE = 0.2
-PIXEL_FALSE_ALARM_RATE = 0.01
-# enough of each map for its part in a quantile
-PIXELS_PER_IMAGE = 64
-Views = Literal["auto", "plain", "mirrored"]
-VIEWS: tuple[Views, ...] = get_args(Views)
+# for a line with few defects
+FALSE_ALARM_RATE = 0.05
+PIXEL_FALSE_ALARM_RATE = 0.005
 
 
 class LabelFreePostProcessor(PostProcessor):
     """Thresholds and normalises any model's scores without a label.
 
-    The scores of the training images are taken when the last checkpoint of a fit is saved, or the fit ends; no
-    validation set is needed. A threshold maps to 0.5 and the median training score to 0.25, strictly monotonically:
+    Takes the place of anomalib's ``PostProcessor``, with the same arguments and two more. The training images are
+    scored when the last checkpoint of a fit is saved, or the fit ends; no validation set is needed. A threshold maps to 0.5 and the median training score to 0.25, strictly monotonically:
     nothing is clipped, so that ranking measures such as AUROC are those of the raw scores.
 
     Args:
-        false_alarm_rate: Share of good parts that may be called anomalous, in (0, 0.5].
-        pixel_false_alarm_rate: Share of their pixels that may be, in (0, 0.5].
-        method: How the scores of good parts are told from those of bad ones among them, see
-            :func:`anomalib_cdd.thresholds.estimators.label_free_threshold`.
-        pixel_method: The same for pixels.
-        views: How the training images are shown: ``"plain"``, as they are; ``"mirrored"``, left to right, so that a
-            model that keeps pieces of them does not meet those again and find them flawless; ``"auto"``, mirrored for
-            models with a memory bank of patches, such as Patchcore. Parts with a handedness, such as print, take
-            ``"plain"``.
-        image_sensitivity: As in anomalib: above 0.5 calls more images anomalous. In [0, 1].
-        pixel_sensitivity: As in anomalib, for pixels. In [0, 1].
         enable_normalization: Whether to normalise scores and maps.
         enable_thresholding: Whether to give labels and masks.
+        enable_threshold_matching: Whether pixels take the threshold of images where a model has no maps, and images
+            that of pixels where it has no scores.
+        image_sensitivity: As in anomalib: above 0.5 calls more images anomalous. In [0, 1].
+        pixel_sensitivity: As in anomalib, for pixels. In [0, 1].
+        false_alarm_rate: Share of good images that may be called anomalous, in (0, 0.5].
+        pixel_false_alarm_rate: Share of their pixels that may be, in (0, 0.5].
 
     Raises:
-        ValueError: If the rate or the method is not one of those above.
+        ValueError: If a rate is out of its range.
 
     Example:
         >>> from anomalib.models import Patchcore
         >>> from anomalib_cdd import LabelFreePostProcessor
-        >>> model = Patchcore(post_processor=LabelFreePostProcessor(false_alarm_rate=0.05))  # doctest: +SKIP
+        >>> model = Patchcore(post_processor=LabelFreePostProcessor(false_alarm_rate=0.01))  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        false_alarm_rate: float = FALSE_ALARM_RATE,
-        pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE,
-        method: Method = IMAGE_METHOD,
-        pixel_method: Method = PIXEL_METHOD,
-        views: Views = "auto",
-        image_sensitivity: float = 0.5,
-        pixel_sensitivity: float = 0.5,
         enable_normalization: bool = True,
         enable_thresholding: bool = True,
+        enable_threshold_matching: bool = True,
+        image_sensitivity: float = 0.5,
+        pixel_sensitivity: float = 0.5,
+        *,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+        pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE,
     ) -> None:
         rates = {"false_alarm_rate": false_alarm_rate, "pixel_false_alarm_rate": pixel_false_alarm_rate}
         for name, rate in rates.items():
             if not 0 < rate <= 0.5:
                 msg = f"{name} is {rate}; it has to be above 0 and at most 0.5."
                 raise ValueError(msg)
-        choices: dict[str, tuple[str, tuple[str, ...]]] = {
-            "method": (method, METHODS),
-            "pixel_method": (pixel_method, METHODS),
-            "views": (views, VIEWS),
-        }
-        for name, (value, known) in choices.items():
-            if value not in known:
-                msg = f"{name} is {value!r}; it has to be one of {known}."
-                raise ValueError(msg)
         super().__init__(
             enable_normalization=enable_normalization,
             enable_thresholding=enable_thresholding,
+            enable_threshold_matching=enable_threshold_matching,
             image_sensitivity=image_sensitivity,
             pixel_sensitivity=pixel_sensitivity,
         )
         self.false_alarm_rate = false_alarm_rate
         self.pixel_false_alarm_rate = pixel_false_alarm_rate
-        self.method: Method = method
-        self.pixel_method: Method = pixel_method
-        self.views: Views = views
         self._images: TrainingImages | None = None
         self._calibrated_at: int | None = None
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (
-            *super()._checkpoint_config_keys,
-            "false_alarm_rate",
-            "pixel_false_alarm_rate",
-            "method",
-            "pixel_method",
-            "views",
-        )
+        return (*super()._checkpoint_config_keys, "false_alarm_rate", "pixel_false_alarm_rate")
 
     def calibrate(
         self,
@@ -140,59 +113,22 @@ class LabelFreePostProcessor(PostProcessor):
         Raises:
             ValueError: If a score is not a finite number.
         """
-        self.set_thresholds(*self.training_scores(model, dataset, augmentations, batch_size, progress))
-
-    def mirrors(self, model: AnomalibModule) -> bool:
-        """Return whether this model's training images are shown mirrored."""
-        # Padim and others keep statistics of it and not the bank
-        keeps_pieces = isinstance(model, MemoryBankMixin) and "memory_bank" in dict(model.model.named_buffers())
-        return self.views == "mirrored" or (self.views == "auto" and keeps_pieces)
-
-    def training_scores(
-        self,
-        model: AnomalibModule,
-        dataset: AnomalibDataset,
-        augmentations: Transform | None = None,
-        batch_size: int = 32,
-        progress: bool = True,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return the raw scores ``(N,)`` that thresholds are taken from, and pixels of each map ``(N, P)``, if any.
-
-        Arguments as in :meth:`calibrate`.
-        """
-        steps = [augmentations] if augmentations is not None else []
-        if self.mirrors(model):
-            steps.append(RandomHorizontalFlip(1))
-        scores, pixels = [], []
-        batches = iterate_predictions(
-            model,
-            dataset,
-            augmentations=Compose(steps) if steps else None,
-            batch_size=batch_size,
-            device=model.device,
-            progress=progress,
-            description="thresholds",
-        )
-        for _, batch_scores, maps, _ in batches:
-            scores.append(batch_scores.cpu())
-            if maps is not None:
-                pixels.append(sample_pixels(maps).cpu())
-        return torch.cat(scores).numpy(), torch.cat(pixels).numpy() if pixels else None
+        self.set_thresholds(*training_scores(model, dataset, augmentations, batch_size, progress))
 
     def set_thresholds(self, scores: NDArray[np.floating], pixels: NDArray[np.floating] | None = None) -> None:
         """Set thresholds and normalisation.
 
         Args:
             scores: Raw scores of unlabelled images, shape ``(N,)``.
-            pixels: Values of their anomaly maps, any shape; ``None`` for a model without maps.
+            pixels: Values of their anomaly maps, shape ``(N, P)``; ``None`` for a model without maps.
 
         Raises:
             ValueError: See :func:`anomalib_cdd.thresholds.estimators.label_free_threshold`.
         """
-        cut = label_free_threshold(scores, self.false_alarm_rate, self.method)
+        cut = label_free_threshold(scores, self.false_alarm_rate)
         self._set(cut, scores, self._image_threshold, self.image_min, self.image_max)
         if pixels is not None:
-            cut = label_free_threshold(pixels, self.pixel_false_alarm_rate, self.pixel_method)
+            cut = label_free_pixel_threshold(pixels, scores, self.pixel_false_alarm_rate)
             self._set(cut, pixels, self._pixel_threshold, self.pixel_min, self.pixel_max)
 
     @staticmethod
@@ -213,8 +149,10 @@ class LabelFreePostProcessor(PostProcessor):
         """Map the threshold to 0.5 and ``norm_min`` to 0.25 by ``z / (1 + |z|)``, which has no end to clip at."""
         if preds is None:
             return preds
-        distance = (preds - threshold) / ((norm_max - norm_min) / 2)
-        normalized = 0.5 + 0.5 * distance / (1 + distance.abs())
+        # in fp32, and in raw units where half precision leaves nothing between the ends
+        spread = (norm_max.float() - norm_min.float()) / 2
+        distance = (preds.float() - threshold.float()) / torch.where(spread > 0, spread, 1.0)
+        normalized = (0.5 + 0.5 * distance / (1 + distance.abs())).to(preds.dtype)
         return torch.where(torch.isnan(norm_min), preds, normalized)
 
     # ------------------------------------------------------------------------------------------ Lightning
@@ -258,10 +196,3 @@ class LabelFreePostProcessor(PostProcessor):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training images out of exports."""
         return {**super().__getstate__(), "_images": None}
-
-
-def sample_pixels(maps: Tensor) -> Tensor:
-    """Return values at the same random places of each map ``(B, H, W)``, shape ``(B, P)``."""
-    flat = maps.flatten(1)
-    places = torch.randint(flat.shape[1], (PIXELS_PER_IMAGE,), generator=torch.Generator().manual_seed(0))
-    return flat[:, places.to(flat.device)]

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 from anomalib_cdd.teachers.backbones import IMAGENET_MEAN, IMAGENET_STD, normalisation
 
 from .checkpoints import guard_checkpoints
+from .exports import FaithfulExports
 from .results import link_latest, use_one_results_folder
 from .visualization import UncroppedVisualizer
 
@@ -29,8 +30,10 @@ def provide(*, post_processor: Callable[[], PostProcessor], audit: Callable[[], 
     _PROVIDED.update(post_processor=post_processor, audit=audit)
 
 
-class LabelFreeDefaults:
+class LabelFreeDefaults(FaithfulExports):
     """Mixin before ``AnomalibModule``: thresholds without labels, the audit when a fit ends, maps in their place.
+
+    Exports give the same scores, see :class:`~anomalib_cdd.training.exports.FaithfulExports`.
 
     Attributes:
         default_epochs: The method's own number of epochs, where the user gives none; ``None`` leaves it to Lightning.

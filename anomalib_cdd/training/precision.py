@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where bf16 is worth it. A processor without bf16 arithmetic takes tens of times as long for it as for fp32."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 # what torch calls the instructions, on x86 and on Arm
@@ -18,6 +20,13 @@ def computes_in_bf16(device: torch.device) -> bool:
     return False
 
 
+def full_precision(device_type: str) -> AbstractContextManager:
+    """Leave autocast, where there is one: an export traces no context."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def is_traced() -> bool:
-    """Return whether an export or a compiler follows what is computed; it would take autocast along."""
+    """Return whether an export or a compiler follows what is computed."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()

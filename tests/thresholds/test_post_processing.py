@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thresholds and normalisation come from the training images alone, for any model, and live in its checkpoint."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from anomalib.data import InferenceBatch
 from anomalib.deploy import TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models import Padim, Patchcore
@@ -21,7 +23,9 @@ from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, 
 from anomalib_cdd import Cdd, LabelFreePostProcessor, MVTecNoisy
 from anomalib_cdd.evaluation.measures import auroc
 from anomalib_cdd.evaluation.predictions import score_dataset
-from anomalib_cdd.thresholds.estimators import label_free_threshold
+from anomalib_cdd.thresholds.calibration import keeps_patches, sample_pixels
+from anomalib_cdd.thresholds.estimators import label_free_pixel_threshold, label_free_threshold
+from anomalib_cdd.training.report import TrainingReport
 
 Engines = Callable[..., Engine]
 
@@ -45,7 +49,6 @@ def make_model(name: str, post_processor: Any) -> Any:
     common = {"pre_trained": False, "visualizer": False, "pre_processor": pre_processor(), "evaluator": False}
     common["post_processor"] = post_processor
     if name == "Cdd":
-        # in fp32: so scores what it is compared with
         return Cdd(backbone="test_resnet", student_width=8, **common)
     if name == "Patchcore":
         return Patchcore(backbone="resnet18", layers=["layer1"], coreset_sampling_ratio=0.05, **common)
@@ -69,14 +72,14 @@ def test_any_model_is_saved_with_thresholds_of_its_training_images(
     make_engine().fit(model, datamodule=data)
     mirror = RandomHorizontalFlip(1) if name == "Patchcore" else None
     train = score_dataset(model, data.train_data, augmentations=mirror, keep_maps=True, progress=False)
+    pixels = sample_pixels(torch.from_numpy(train.maps)).numpy()
     expected = {
         "_image_threshold": label_free_threshold(train.scores, 0.4),
-        "_pixel_threshold": label_free_threshold(train.maps, 0.3, "mad"),
+        "_pixel_threshold": label_free_pixel_threshold(pixels, train.scores, 0.3),
     }
     checkpoint = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=name == "Cdd")
     for key, value in expected.items():
-        # of the pixels a sample is taken
-        close = pytest.approx(value, rel=1e-4 if key == "_image_threshold" else 0.1)
+        close = pytest.approx(value, rel=1e-4)
         assert getattr(post_processor, key).item() == close
         assert checkpoint["state_dict"][f"post_processor.{key}"].item() == close
     assert checkpoint["anomalib_post_processor_config"]["false_alarm_rate"] == 0.4
@@ -112,6 +115,33 @@ def test_labels_of_a_validation_set_change_nothing(make_engine: Engines, mvtec_r
         make_engine().fit(model, datamodule=make_data(mvtec_root, val_split_mode=mode))
         thresholds.append(model.post_processor.image_threshold.item())
     assert thresholds[0] == pytest.approx(thresholds[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("known", ["all", "some"])
+def test_scores_of_the_training_report_come_first(make_engine: Engines, mvtec_root: Path, known: str) -> None:
+    data, model = make_data(mvtec_root), make_model("Padim", LabelFreePostProcessor())
+    data.setup()
+    paths = data.train_data.samples["image_path"].tolist()
+    report = TrainingReport(paths[::-1], np.arange(len(paths), dtype=np.float32) + 100)
+    if known == "some":
+        report.scores[3] = np.nan
+    model.training_report = lambda: report
+    make_engine().fit(model, datamodule=data)
+    own = score_dataset(model, data.train_data, keep_maps=True, progress=False)
+    scores = report.scores if known == "all" else own.scores
+    assert model.post_processor.image_threshold.item() == pytest.approx(label_free_threshold(scores, 0.05), rel=1e-4)
+    # maps are the model's own either way
+    assert model.post_processor.pixel_threshold.item() <= own.maps.max()
+
+
+def test_which_models_keep_patches_is_declared() -> None:
+    assert keeps_patches(make_model("Patchcore", False))
+    # a memory bank of statistics
+    assert not keeps_patches(make_model("Padim", False))
+    model = make_model("Cdd", False)
+    assert not keeps_patches(model)
+    model.keeps_patches = True
+    assert keeps_patches(model)
 
 
 def test_a_fit_without_a_datamodule_has_thresholds_too(make_engine: Engines, mvtec_root: Path) -> None:
@@ -187,13 +217,50 @@ def test_the_threshold_is_a_half_the_median_a_quarter_and_nothing_ties() -> None
     scores = np.exp(np.random.default_rng(0).normal(size=101)).astype(np.float32)
     post_processor.set_thresholds(scores)
     far = torch.tensor([float(np.median(scores)), post_processor.image_threshold.item(), 1e3, 1e4])
-    normalized = post_processor._normalize(
-        far, post_processor.image_min, post_processor.image_max, post_processor.image_threshold
-    )
+    normalized = post_processor(InferenceBatch(pred_score=far)).pred_score
     assert normalized[:2].tolist() == pytest.approx([0.25, 0.5], abs=1e-5)
     assert normalized[2] < normalized[3] < 1
     # without maps the pixel threshold is the image's, as in anomalib
     assert post_processor.pixel_threshold == post_processor.image_threshold
+
+
+def test_the_pixels_of_a_sample_lie_on_a_grid() -> None:
+    maps = torch.arange(2 * 32 * 16).view(2, 32, 16)
+    sample = sample_pixels(maps)
+    assert sample.shape == (2, 256)
+    assert sample[0, :2].tolist() == [16, 17]  # row 1 of 32, columns 0 and 1 of 16
+    assert sample[1, 16] == 512 + 3 * 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("value", [0.0, 0.3, 7e4])
+def test_constant_scores_are_numbers_in_every_precision(dtype: torch.dtype, value: float) -> None:
+    value = min(value, torch.finfo(dtype).max)
+    post_processor = LabelFreePostProcessor()
+    post_processor.set_thresholds(np.full(20, value, np.float32), np.full((20, 9), value, np.float32))
+    post_processor.to(dtype)
+    maps = torch.full((2, 1, 8, 8), value, dtype=dtype)
+    output = post_processor(InferenceBatch(pred_score=maps.amax(dim=(1, 2, 3)), anomaly_map=maps))
+    assert output.pred_score.tolist() == pytest.approx([0.5, 0.5], abs=1e-2)
+    assert output.anomaly_map.isfinite().all()
+    assert not output.pred_label.any()
+    further = post_processor(InferenceBatch(pred_score=torch.tensor([0.0, value * 0.9 + 1], dtype=dtype)))
+    assert further.pred_score.isfinite().all()
+
+
+def test_it_takes_the_place_of_anomalibs() -> None:
+    ours, theirs = (
+        [(each.name, each.default) for each in inspect.signature(kind).parameters.values()][:5]
+        for kind in (LabelFreePostProcessor, PostProcessor)
+    )
+    assert ours == theirs
+    post_processor = LabelFreePostProcessor(enable_threshold_matching=False)
+    post_processor.set_thresholds(np.arange(20.0))
+    assert post_processor.image_threshold.isfinite()
+    assert post_processor.pixel_threshold.isnan()
+    again = LabelFreePostProcessor()
+    again.load_checkpoint_config(post_processor.checkpoint_config())
+    assert not again.enable_threshold_matching
 
 
 @pytest.mark.parametrize(
@@ -202,8 +269,6 @@ def test_the_threshold_is_a_half_the_median_a_quarter_and_nothing_ties() -> None
         ({"false_alarm_rate": 0.0}, r"false_alarm_rate is 0\.0"),
         ({"false_alarm_rate": 0.9}, r"false_alarm_rate is 0\.9"),
         ({"pixel_false_alarm_rate": -1.0}, r"pixel_false_alarm_rate is -1\.0"),
-        ({"method": "otsu"}, "method is 'otsu'.*'mad', 'mixture', 'tail'"),
-        ({"views": "both"}, "views is 'both'.*'auto', 'plain', 'mirrored'"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:

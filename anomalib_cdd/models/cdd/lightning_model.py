@@ -8,27 +8,24 @@
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, Batch
+from anomalib.data import AnomalibDataModule
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.distances import distance
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH, Student
-from anomalib_cdd.training.checkpoints import readable_checkpoint
 from anomalib_cdd.training.defaults import LabelFreeDefaults
+from anomalib_cdd.training.epochs import TrainsByEpochs
 from anomalib_cdd.training.quantization import quantize
 from anomalib_cdd.training.report import TrainingReport
 from anomalib_cdd.training.staged import StagedEpoch, check_finite
@@ -56,7 +53,7 @@ FUSED_ADAM = ("cpu", "cuda", "xpu")
 PAPER = {"domain_students": "forked", "confident_once": False}
 
 
-class Cdd(StagedEpoch, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
+class Cdd(StagedEpoch, TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Cross-Domain Distillation (CDD).
 
     Every epoch splits the training set into domains, trains a student of each, and lets the students of the *other*
@@ -277,8 +274,6 @@ class Cdd(StagedEpoch, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------ Lightning
 
-    default_epochs = 200
-
     @property
     def advice(self) -> str:  # type: ignore[override]
         """What to try when numbers stop being finite."""
@@ -319,19 +314,6 @@ class Cdd(StagedEpoch, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]
         ``None`` before a training, and where some image has none: without pseudo-normal targets, after a warm-up.
         """
         return None if self.training_history is None else self.training_history.report()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """Score a batch.
-
-        Args:
-            batch: Images of shape ``(B, 3, H, W)``, normalised.
-            batch_idx: Index of the batch.
-
-        Returns:
-            The batch with anomaly maps and scores.
-        """
-        del batch_idx
-        return batch.update(**self.model(batch.image)._asdict())
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return one Adam for the global student and one for each domain student."""
@@ -396,34 +378,9 @@ class Cdd(StagedEpoch, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]
         self.training_history = None if history is None else TrainingHistory(**history)
         self._resumed = dict(checkpoint.get("cdd_training", {})) if fitting else {}
 
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> "Cdd":  # type: ignore[override]
-        """Load a model; the teacher's weights come from the checkpoint, so that nothing is fetched.
-
-        Args:
-            checkpoint_path: A checkpoint that Lightning wrote.
-            kwargs: Constructor arguments to override, and those of anomalib's ``load_from_checkpoint``.
-
-        Raises:
-            ValueError: If the file is no checkpoint of this model, or holds anything but plain data.
-        """
-        with readable_checkpoint(checkpoint_path):
-            model = super().load_from_checkpoint(checkpoint_path, **{"pre_trained": False, "weights": None, **kwargs})
-        return cast("Cdd", model)
-
     # ------------------------------------------------------------------------------------------ anomalib
 
     @staticmethod
     def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
         """Quantise for ``compression_type=INT8_PTQ``, by training images rather than by validation images."""
         return quantize(model, datamodule)
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments that the trainer must have."""
-        return {"num_sanity_val_steps": 0}
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class: there are no labels in training."""
-        return LearningType.ONE_CLASS
