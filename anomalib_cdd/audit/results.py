@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from anomalib_cdd.data.manifest import read_review
 from anomalib_cdd.data.noise import relative_names
-from anomalib_cdd.thresholds.estimators import label_free_threshold
+from anomalib_cdd.thresholds.estimators import label_free_pixel_threshold, label_free_threshold
 from anomalib_cdd.training.files import written_whole
 from anomalib_cdd.training.images import TrainingImages
 
@@ -35,7 +35,8 @@ REVIEW = "review.json"
 # where the page's cut and the outlines stand at first: what this share of good parts, and of their pixels, exceeds
 CUT_FALSE_ALARMS = 0.05
 PIXEL_FALSE_ALARMS = 0.01
-SAMPLED_PIXELS = 20_000
+# of each map
+SAMPLED_PIXELS = 64
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _annotated(
     """Return the ranked images, those above the cut with outlines."""
     regions: dict[int, list[Region]] = {}
     if scored.maps is not None:
-        threshold = _pixel_threshold(scored.maps)
+        threshold = _pixel_threshold(scored.maps, scored.scores)
         regions = {row: outline(scored.maps[row], threshold) for row in np.flatnonzero(scored.scores > cut).tolist()}
     return [
         AnnotatedImage(
@@ -218,8 +219,7 @@ def _annotated(
     ]
 
 
-def _pixel_threshold(maps: Sequence[NDArray[np.floating]]) -> float:
-    """Return the value that a hundredth of the pixels of good parts exceeds."""
-    step = max(sum(values.size for values in maps) // SAMPLED_PIXELS, 1)
-    pixels = np.concatenate([values.ravel()[::step] for values in maps]).astype(np.float32)
-    return label_free_threshold(pixels, PIXEL_FALSE_ALARMS)
+def _pixel_threshold(maps: Sequence[NDArray[np.floating]], scores: NDArray[np.float32]) -> float:
+    """Return the value that a hundredth of the pixels of good images exceeds."""
+    sampled = [values.ravel()[np.linspace(0, values.size - 1, SAMPLED_PIXELS).astype(int)] for values in maps]
+    return label_free_pixel_threshold(np.asarray(sampled, dtype=np.float32), scores, PIXEL_FALSE_ALARMS)
