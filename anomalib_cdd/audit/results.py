@@ -121,7 +121,7 @@ def write_results(
     """
     folder = Path(folder)
     review = read_review(folder / REVIEW) if (folder / REVIEW).exists() else {}
-    _, name_of = relative_names(scored.image_paths, root)
+    _, name_of = relative_names([*scored.image_paths, *shown.unreadable], root)
     names = [name_of[path] for path in scored.image_paths]
     cut = label_free_threshold(scored.scores, CUT_FALSE_ALARMS)
     table = _table(shown, scored, names, review)
@@ -152,7 +152,7 @@ def write_results(
         audited,
         title=title,
         cut=cut,
-        notes=_notes(shown, scored, review, names),
+        notes=_notes(scored, review, names, [name_of[path] for path in shown.unreadable]),
         groups=scored.duplicates,
         review=review,
         curve_name=curve_name,
@@ -184,13 +184,13 @@ def _table(shown: Shown, scored: ScoredImages, names: list[str], review: dict[st
     return pd.concat([table, pd.DataFrame(curves, index=table.index)], axis=1)
 
 
-def _notes(shown: Shown, scored: ScoredImages, review: dict[str, str], names: list[str]) -> list[str]:
+def _notes(scored: ScoredImages, review: dict[str, str], names: list[str], unreadable: list[str]) -> list[str]:
     """Return what stands below the page's heading."""
     notes = [f"{len(names):,} images, ranked by {scored.scored_by}. {scored.notes[0]}", *scored.notes[1:]]
-    if shown.unreadable:
-        some = ", ".join(list(shown.unreadable)[:3]) + (", …" if len(shown.unreadable) > 3 else "")
-        notes.append(f"{len(shown.unreadable)} more cannot be read: {some}")
-    gone = len(set(review).difference(names))
+    if unreadable:
+        some = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
+        notes.append(f"{len(unreadable)} more cannot be read: {some}")
+    gone = len(set(review).difference(names, unreadable))
     if gone:
         notes.append(f"{REVIEW} speaks of {gone} images more, which are not here.")
     return notes
