@@ -1,32 +1,72 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""``anomalib-cdd audit``: the audit of any folder by any anomalib checkpoint."""
+"""``anomalib-cdd audit``: any folder of images, ranked without a model, by a checkpoint or by cross-domain training."""
 
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from anomalib.data import Folder
-from anomalib.models import AnomalibModule, get_model
-from jsonargparse import ArgumentParser, Namespace
+from anomalib.data import AnomalibDataModule
+from anomalib.models import AnomalibModule, list_models
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from anomalib_cdd.audit.callback import FOLDER, write_audit
+from anomalib_cdd.audit.callback import FOLDER
+from anomalib_cdd.audit.duplicates import find_duplicates
+from anomalib_cdd.audit.results import REVIEW, Shown, open_images, write_results
+from anomalib_cdd.audit.scores import (
+    ScoredImages,
+    score_by_cross_domain_training,
+    score_by_model,
+    score_by_recurrence,
+)
 from anomalib_cdd.cli.entries import ConfigError
 from anomalib_cdd.data import FolderNoisy
+from anomalib_cdd.data.manifest import read_review
+from anomalib_cdd.teachers.backbones import PYPI_TEACHER
 from anomalib_cdd.training.images import TrainingImages
+
+DOMAINS = 3
+PARTS = "cross_domain"
+DESCRIPTION = f"""
+Rank the images of a folder from most to least suspicious, on a page to look through and to mark. Without a model
+nothing is trained: an image is suspicious where it shows what the others do not. With --ckpt_path a trained model
+scores the images. With --model alone, {DOMAINS} of it are trained, each on a part of the folder, and each scores what
+it has not learned from. The page says which it was, and whether scores are out of sample.
+"""
 
 
 def get_parser() -> ArgumentParser:
     """Return the parser of ``anomalib-cdd audit``."""
-    parser = ArgumentParser(description="Rank the images of a folder from most to least suspicious, on a page to mail.")
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="Checkpoint of a trained model.")
+    parser = ArgumentParser(description=DESCRIPTION)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with these options.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of images, searched with all its subfolders.")
-    parser.add_argument("--model", type=str, default="Cdd", help="The checkpoint's model: a name or a class path.")
-    parser.add_argument("--output", type=Path, default=Path("results") / FOLDER, help="Folder of the results.")
+    parser.add_argument("--ckpt_path", type=Path, help="Checkpoint of a trained model.")
+    parser.add_argument(
+        "--model",
+        type=str | dict[str, Any],
+        help="The checkpoint's model (default: Cdd), or the one to train: a name, a class path, or a dictionary with "
+        "class_path, init_args and trainer.",
+    )
+    parser.add_argument(
+        "--domains", type=int, help=f"Parts of the folder when --model is trained (default: {DOMAINS})."
+    )
+    parser.add_argument(
+        "--backbone", type=str, default=PYPI_TEACHER, help="timm name of the network that sees without a model."
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("results") / FOLDER, help="Folder of the results; its review.json is kept."
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="Images a batch.")
     return parser
 
 
 def run(config: Namespace) -> Path:
-    """Write scores and page.
+    """Write the list, the page and the annotation files.
 
     Args:
         config: What :func:`get_parser` parses.
@@ -35,37 +75,130 @@ def run(config: Namespace) -> Path:
         Path of the page.
 
     Raises:
-        ConfigError: If the checkpoint, the model or the folder cannot be used.
+        ConfigError: If the checkpoint, the model, the folder or an image cannot be used.
     """
-    model = _load(config.model, config.ckpt_path)
-    datamodule = _folder(config.data)
-    images = TrainingImages(datamodule.train_data, None, config.batch_size)
-    page = write_audit(model, images, config.output, root=config.data)
-    print(f"{len(datamodule.train_data)} images, the most suspicious first: {page.resolve()}")
+    _check(config)
+    try:
+        datamodule = _folder(config.data, config.batch_size)
+        shown = open_images(TrainingImages(datamodule.train_data, None, config.batch_size))
+        datamodule.train_data = shown.images.dataset
+        scored = _score(config, shown, datamodule)
+        title = f"Images of {config.data.resolve().name}, the most suspicious first"
+        page = write_results(shown, scored, config.output, root=config.data, title=title)
+    except ConfigError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:  # torch's own, and a teacher without weights
+        msg = f"--data {config.data}: {_one_line(error)}"
+        raise ConfigError(msg) from error
+    except KeyboardInterrupt:
+        print("\ninterrupted: no file of the audit was changed", file=sys.stderr)
+        sys.exit(130)
+    left_out = f" ({len(shown.unreadable)} more cannot be read)" if shown.unreadable else ""
+    print(f"{len(scored.scores)} images{left_out}, the most suspicious first: {page.resolve()}")
     return page
 
 
-def _load(name: str, path: Path) -> AnomalibModule:
-    if not path.is_file():
-        msg = f"--ckpt_path {path}: there is no such file."
+def _check(config: Namespace) -> None:
+    """Refuse at once what would fail after minutes."""
+    if not config.data.is_dir():
+        msg = f"--data {config.data}: there is no such folder."
         raise ConfigError(msg)
+    if config.ckpt_path is not None and not config.ckpt_path.is_file():
+        msg = f"--ckpt_path {config.ckpt_path}: there is no such file."
+        raise ConfigError(msg)
+    if isinstance(config.model, dict) and (
+        "class_path" not in config.model or set(config.model) - {"class_path", "init_args", "trainer"}
+    ):
+        msg = f"--model {config.model}: it takes class_path, init_args and trainer."
+        raise ConfigError(msg)
+    if config.domains is not None and (config.ckpt_path is not None or config.model is None):
+        msg = f"--domains {config.domains} is for a --model that is trained here, without --ckpt_path."
+        raise ConfigError(msg)
+    if config.domains is not None and config.domains < 2:
+        msg = f"--domains {config.domains}: at least 2, as each part is scored by a model of the others."
+        raise ConfigError(msg)
+    if (config.output / REVIEW).exists():
+        try:
+            read_review(config.output / REVIEW)
+        except ValueError as error:
+            raise ConfigError(_one_line(error)) from error
+
+
+def _score(config: Namespace, shown: Shown, datamodule: AnomalibDataModule) -> ScoredImages:
+    if config.ckpt_path is None and config.model is None:
+        return score_by_recurrence(shown.images, backbone=config.backbone)
+    entry: dict[str, Any] = config.model if isinstance(config.model, dict) else {"class_path": config.model or "Cdd"}
+    if config.ckpt_path is not None:
+        scored = score_by_model(load_model(entry["class_path"], config.ckpt_path), shown.images)
+    else:
+        make_model = _factory(entry)
+        folder, trainer = config.output / PARTS, entry.get("trainer", {})
+        scored = score_by_cross_domain_training(make_model, datamodule, config.domains or DOMAINS, folder, trainer)
+    return replace(scored, duplicates=find_duplicates(shown.images.dataset, config.batch_size))
+
+
+def _factory(entry: dict[str, Any]) -> Callable[[], AnomalibModule]:
+    """Return what makes an untrained model of an entry, tried once."""
+    kind, init_args = model_class(entry["class_path"]), dict(entry.get("init_args", {}))
+    if "audit" in inspect.signature(kind).parameters:
+        init_args.setdefault("audit", False)  # the page is of all parts
+    make_model = partial(kind, **init_args)
     try:
-        kind = type(get_model(name, pre_trained=False))
-    except Exception as error:
-        msg = f"--model {name}: {error}"
+        make_model()
+    except (TypeError, ValueError) as error:
+        msg = f"--model {kind.__name__}: {_one_line(error)}"
         raise ConfigError(msg) from error
+    return make_model
+
+
+def model_class(name: str) -> type[AnomalibModule]:
+    """Find a model's class by its name, as anomalib does but without building the model.
+
+    Args:
+        name: In snake or Pascal case, or a dotted class path.
+
+    Raises:
+        ConfigError: If there is no such model.
+    """
+    if "." in name:
+        module, _, wanted = name.rpartition(".")
+        try:
+            found = getattr(import_module(module), wanted)
+        except (ImportError, AttributeError) as error:
+            msg = f"--model {name}: {_one_line(error)}"
+            raise ConfigError(msg) from error
+        if isinstance(found, type) and issubclass(found, AnomalibModule):
+            return found
+    wanted = name.replace("_", "").lower()
+    for kind in AnomalibModule.__subclasses__():
+        if kind.__name__.lower() == wanted:
+            return kind
+    msg = f"--model {name}: there is no such model. There are {', '.join(sorted(list_models('pascal')))}."
+    raise ConfigError(msg)
+
+
+def load_model(name: str, path: Path) -> AnomalibModule:
+    """Load a checkpoint.
+
+    Args:
+        name: The model's name or class path.
+        path: The checkpoint.
+
+    Raises:
+        ConfigError: If there is no such model, or no such checkpoint of it.
+    """
+    kind = model_class(name)
+    # its weights are the checkpoint's: ImageNet's need not be fetched first
+    known: dict[str, Any] = {"pre_trained": False} if "pre_trained" in inspect.signature(kind).parameters else {}
     try:
-        return kind.load_from_checkpoint(path, map_location="cpu")
+        return kind.load_from_checkpoint(path, map_location="cpu", **known)
     except Exception as error:  # a damaged file raises whatever its bytes lead to
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        msg = f"--ckpt_path {path} is no checkpoint of {kind.__name__}: {reason}"
+        msg = f"--ckpt_path {path} is no checkpoint of {kind.__name__}: {_one_line(error)}"
         raise ConfigError(msg) from error
 
 
-def _folder(path: Path) -> Folder:
-    if not path.is_dir():
-        msg = f"--data {path}: there is no such folder."
-        raise ConfigError(msg)
+def _folder(path: Path, batch_size: int) -> FolderNoisy:
+    """Return every image of a folder as a training set."""
     datamodule = FolderNoisy(
         name=path.resolve().name,
         root=path,
@@ -73,11 +206,13 @@ def _folder(path: Path) -> Folder:
         noise_ratio=0,
         test_split_mode="none",
         val_split_mode="none",
+        train_batch_size=batch_size,
+        eval_batch_size=batch_size,
         num_workers=0,
     )
-    try:
-        datamodule.setup()
-    except (ValueError, RuntimeError, OSError) as error:
-        msg = f"--data {path}: {error}"
-        raise ConfigError(msg) from error
+    datamodule.setup()
     return datamodule
+
+
+def _one_line(error: BaseException) -> str:
+    return next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ["image_path", "is_noise"]
 EXCLUDE_COLUMN = COLUMNS[0]
+# what a person says of an image on the audit page
+VERDICTS = ("good", "bad")
 FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
@@ -118,7 +121,8 @@ def read_exclude_list(path: str | Path) -> set[str]:
     """Read an exclude list.
 
     Args:
-        path: CSV file with the column ``image_path``; what else it has is not read.
+        path: CSV file with the column ``image_path``; what else it has is not read. Or the review that the audit page
+            saves, a ``.json`` file, whose images marked bad are taken.
 
     Returns:
         Relative paths of the images to leave out.
@@ -131,6 +135,8 @@ def read_exclude_list(path: str | Path) -> set[str]:
     if not path.exists():
         msg = f"exclude list {path} does not exist"
         raise FileNotFoundError(msg)
+    if path.suffix == ".json":
+        return {name for name, verdict in read_review(path).items() if verdict == "bad"}
     header, *rows = _read_rows(path, "exclude list") or [[]]
     if EXCLUDE_COLUMN not in header:
         _refuse(path, f"its first line has no column '{EXCLUDE_COLUMN}': '{','.join(header)[:80]}'", "exclude list")
@@ -139,6 +145,33 @@ def read_exclude_list(path: str | Path) -> set[str]:
         if len(row) != len(header):
             _refuse(path, f"row {line} has {len(row)} values instead of {len(header)}", "exclude list")
     return {row[place] for row in rows}
+
+
+def read_review(path: str | Path) -> dict[str, str]:
+    """Read what a person said of images on the audit page.
+
+    Args:
+        path: JSON file, ``{"images": {"good/001.png": "bad", ...}}``.
+
+    Returns:
+        ``good`` or ``bad`` by relative path; an image that nobody has looked at is not in it.
+
+    Raises:
+        ValueError: If the file is not such a file; the message names it and the problem.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"review {path}: it cannot be read as JSON ({error})"
+        raise ValueError(msg) from error
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, dict):
+        _refuse(path, 'it has no "images": save it on the audit page', "review")
+    for name, verdict in images.items():
+        if verdict not in VERDICTS:
+            _refuse(path, f"'{name}' is {verdict!r}, it has to be one of {', '.join(VERDICTS)}", "review")
+    return images
 
 
 def check_exclude_list(path: str | Path, excluded: set[str], known: Iterable[str], root: Path) -> None:

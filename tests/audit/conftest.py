@@ -40,17 +40,23 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[OpenPage]:
     errors: list[str] = []
 
     def open_(
-        images: list[AuditImage], *, cut: float | None = None, title: str = "Tiles", subtitle: str = "", **context: Any
+        images: list[AuditImage],
+        *,
+        cut: float | None = None,
+        title: str = "Tiles",
+        content: dict[str, Any] | None = None,
+        **context: Any,
     ) -> Page:
         path = tmp_path / "index.html"
-        write_page(path, images, title=title, cut=cut, subtitle=subtitle)
+        write_page(path, images, title=title, cut=cut, **(content or {}))
+        wait_until = context.pop("wait_until", "load")
         page = browser.new_page(**({"viewport": WINDOW} | context))
         pages.append(page)
         page.set_default_timeout(10_000)
         page.on("request", lambda request: loaded.append(request.url))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(path.as_uri())
+        page.goto(path.as_uri(), wait_until=wait_until)
         return page
 
     yield open_

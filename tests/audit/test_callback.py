@@ -1,10 +1,9 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""A fit leaves its audit behind, for any model; the command makes one of any checkpoint and folder."""
+"""A fit leaves its audit behind, for any model."""
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from anomalib.engine import Engine
 from anomalib.models import Dfkde, Padim
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
-from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_cdd import Cdd, FolderNoisy, FuadEvaluator, LabelFreePostProcessor, MVTecNoisy
-from anomalib_cdd.__main__ import main
-from anomalib_cdd.audit import TrainingAudit
-from anomalib_cdd.audit import training as audit_training
-from anomalib_cdd.evaluation.settings import training_ranking
+from anomalib_cdd.audit import TrainingAudit, results
+from anomalib_cdd.audit.scores import score_by_model
+from anomalib_cdd.training.images import TrainingImages
 
 Fit = Callable[..., Any]
 
@@ -70,18 +67,19 @@ def test_a_fit_of_cdd_leaves_scores_and_page(fit: Fit, mvtec_root: Path) -> None
     assert scores["rank"].tolist() == list(range(1, 16))
     assert scores["score"].is_monotonic_decreasing
     assert scores["is_noise"].sum() == 3
-    ranking = training_ranking(model, data, progress=False)
-    assert scores["score"].tolist() == pytest.approx(ranking["score"].tolist(), rel=1e-4)
+    # the training's own report, not the model's scores: each image judged by what has not learned from it
+    report = model.training_report()
+    order = np.argsort(-report.scores, kind="stable")
+    assert scores["score"].tolist() == pytest.approx(report.scores[order].tolist(), rel=1e-4)
+    assert set(scores["sample"]) == {"out-of-sample"}
+    assert set(scores["scored_by"]) == {"Cdd, training report"}
     root = mvtec_root.resolve()
     assert [str(root / name) for name in scores["image_path"]] == [
-        str(Path(path).resolve()) for path in ranking["image_path"]
+        str(Path(report.image_paths[row]).resolve()) for row in order
     ]
     # confidence over epochs, of the right image
-    place = {path: i for i, path in enumerate(model.training_history.image_paths)}
-    rows = [place[path] for path in ranking["image_path"]]
-    for epoch in range(3):
-        expected = model.training_history.confidence[epoch][rows].tolist()
-        assert scores[f"confidence_{epoch + 1}"].tolist() == pytest.approx(expected, rel=1e-4)
+    for epoch, values in enumerate(report.curves["confidence"], start=1):
+        assert scores[f"confidence_{epoch}"].tolist() == pytest.approx(values[order].tolist(), rel=1e-4, nan_ok=True)
     assert [image["name"] for image in images_of(folder / "index.html")] == scores["image_path"].tolist()
 
 
@@ -90,6 +88,8 @@ def test_any_model_takes_it_as_a_callback(fit: Fit, mvtec_root: Path) -> None:
     folder = fit(model, data, TrainingAudit(), max_epochs=1)
     scores = pd.read_csv(folder / "training_scores.csv")
     assert scores["score"].equals(scores["model_score"])
+    assert set(scores["sample"]) == {"in-sample"}
+    assert "in sample, and lenient" in (folder / "index.html").read_text(encoding="utf-8")
     assert not [column for column in scores if column.startswith("confidence")]
     assert (folder / "index.html").exists()
 
@@ -106,15 +106,6 @@ def test_a_model_without_maps_has_a_page_without_heat_maps(fit: Fit, mvtec_root:
     assert model.post_processor.pixel_min.isnan()
     [logged] = Engine(logger=False, default_root_dir=folder.parent).test(model, datamodule=make_data(mvtec_root))
     assert set(logged) == {"image_AUROC", "image_AUROC_overlap", "injected_AUROC"}
-
-
-def test_a_folder_of_one_image_has_a_page(fit: Fit, mvtec_root: Path, tmp_path: Path) -> None:
-    checkpoint = next(fit(make_model(audit=False), make_data(mvtec_root), max_epochs=1).parent.rglob("*.ckpt"))
-    (tmp_path / "one").mkdir()
-    shutil.copy(mvtec_root / "bottle" / "train" / "good" / "001.png", tmp_path / "one" / "only.png")
-    main(["audit", "--ckpt_path", str(checkpoint), "--data", str(tmp_path / "one"), "--output", str(tmp_path / "out")])
-    assert pd.read_csv(tmp_path / "out" / "training_scores.csv")["image_path"].tolist() == ["only.png"]
-    assert len(images_of(tmp_path / "out" / "index.html")) == 1
 
 
 def test_the_list_that_the_page_writes_is_one_that_the_data_takes(fit: Fit, mvtec_root: Path, tmp_path: Path) -> None:
@@ -152,7 +143,7 @@ def test_it_can_be_turned_off_and_a_failure_costs_no_training(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(audit_training, "write_page", full)
+    monkeypatch.setattr(results, "write_page", full)
     with caplog.at_level("ERROR"):
         folder = fit(make_model(), make_data(mvtec_root), max_epochs=1)
     assert "could not be written" in caplog.text
@@ -161,83 +152,15 @@ def test_it_can_be_turned_off_and_a_failure_costs_no_training(
 
 
 def test_a_heat_map_lies_where_the_model_looked(fit: Fit, mvtec_root: Path) -> None:
-    """The margins that the crop takes stay as dark as the coldest pixel, and the thumbnail shows the whole image."""
+    """The margins that the crop takes stay as dark as the coldest pixel."""
     model, data = make_model(), make_data(mvtec_root)
     fit(model, data, max_epochs=1)
-    images = audit_training.TrainingImages(data.train_data, None, 4)
-    _, thumbnails, maps = audit_training._look(model, images, progress=False)
-    assert len(thumbnails) == len(maps) == 15
-    assert all(values.shape == (64, 64) for values in maps)
-    for values in maps:
+    scored = score_by_model(model, TrainingImages(data.train_data, None, 4), progress=False)
+    assert scored.maps is not None
+    assert len(scored.maps) == 15
+    for values in scored.maps:
+        assert values.shape == (64, 64)
         border = np.concatenate(
             [values[:2].ravel(), values[-2:].ravel(), values[:, :2].ravel(), values[:, -2:].ravel()]
         )
         assert border.max() < values[8:-8, 8:-8].min()
-
-
-def test_the_command_audits_any_folder(
-    fit: Fit, mvtec_root: Path, folder_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    model, data = make_model(), make_data(mvtec_root)
-    checkpoint = next(fit(model, data).parent.rglob("*.ckpt"))
-    # a new folder: the model's own scores
-    main(
-        [
-            "audit",
-            "--ckpt_path",
-            str(checkpoint),
-            "--data",
-            str(folder_root / "defect"),
-            "--output",
-            str(tmp_path / "a"),
-        ]
-    )
-    scores = pd.read_csv(tmp_path / "a" / "training_scores.csv")
-    assert set(scores["image_path"]) == {f"{number:03}.png" for number in range(14)}
-    assert scores["score"].equals(scores["model_score"])
-    assert str((tmp_path / "a" / "index.html").resolve()) in capsys.readouterr().out
-    # the folder that it was trained on: what the training said
-    train = mvtec_root / "bottle" / "train" / "good"
-    own = FolderNoisy(
-        name="own", root=train, normal_dir=".", noise_ratio=0, test_split_mode="none", val_split_mode="none",
-        train_batch_size=4, eval_batch_size=4, num_workers=0,
-    )  # fmt: skip
-    model = make_model()
-    fit(model, own)
-    checkpoint = max((tmp_path / "results").rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    main(["audit", "--ckpt_path", str(checkpoint), "--data", str(train), "--output", str(tmp_path / "b")])
-    scores = pd.read_csv(tmp_path / "b" / "training_scores.csv")
-    assert scores["score"].tolist() == pytest.approx(sorted(model.training_suspicion().values(), reverse=True))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"ckpt_path": "nowhere.ckpt"}, "nowhere.ckpt: there is no such file"),
-        ({"data": "nowhere"}, "nowhere: there is no such folder"),
-        ({"data": "empty"}, "--data .*empty"),
-        ({"model": "Nonsense"}, "--model Nonsense"),
-        ({"model": "Padim"}, "no checkpoint of Padim"),
-        ({"ckpt_path": "text.ckpt"}, "text.ckpt"),
-    ],
-)
-def test_bad_input_of_the_command_is_one_line(
-    fit: Fit, mvtec_root: Path, tmp_path: Path, arguments: dict[str, str], message: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text.ckpt").write_text("no checkpoint", encoding="utf-8")
-    fit(make_model(audit=False), make_data(mvtec_root), max_epochs=1)
-    checkpoint = next((tmp_path / "results").rglob("*.ckpt"))
-    given = {"ckpt_path": str(checkpoint), "data": str(mvtec_root), "output": str(tmp_path / "out")}
-    for key, value in arguments.items():
-        given[key] = value if key == "model" else str(tmp_path / value)
-    argv = [text for key, value in given.items() for text in (f"--{key}", value)]
-    with pytest.raises(SystemExit, match=message) as error:
-        main(["audit", *argv])
-    assert "\n" not in str(error.value)
-
-
-def test_16_bit_images_are_not_white(tmp_path: Path) -> None:
-    values = np.linspace(0, 40_000, 64 * 64).reshape(64, 64).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    assert 100 < np.asarray(audit_training._thumbnail(tmp_path / "deep.png")).mean() < 155

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from anomalib_cdd.audit.page import AuditImage, write_page
+from anomalib_cdd.data.manifest import read_exclude_list, read_review
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -54,7 +55,7 @@ def make_images(n: int = 12) -> list[AuditImage]:
             score=i / 10,
             image=GREY,
             heat_map=RED,
-            confidence=[0.9, math.nan, 0.5, i / n],
+            curve=[0.9, math.nan, 0.5, i / n],
             is_noise=i >= n / 2,
         )
         for i in range(n)
@@ -73,16 +74,33 @@ def move_slider(page: Page, cut: float) -> None:
     page.locator("#slider").evaluate("(e, cut) => { e.value = cut; e.dispatchEvent(new Event('input')); }", cut)
 
 
-def selected(page: Page) -> list[str]:
-    """The rows of the downloaded list."""
+def excluded(page: Page) -> list[str]:
+    """The rows of the downloaded exclude list."""
     with page.expect_download() as event:
-        page.get_by_role("button", name="Download list").click()
+        page.get_by_role("button", name="Download exclude list").click()
     assert event.value.suggested_filename == "exclude.csv"
     content = Path(event.value.path()).read_bytes().decode("utf-8")
     header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
     assert header == ["image_path"]
     assert all(len(row) == 1 for row in rows)
     return [row[0] for row in rows]
+
+
+def saved(page: Page, path: Path) -> dict[str, str]:
+    """The review that the page saves."""
+    with page.expect_download() as event:
+        page.get_by_role("button", name="Save review").click()
+    assert event.value.suggested_filename == "review.json"
+    event.value.save_as(path)
+    return read_review(path)
+
+
+def mark(page: Page, verdict: str, name: str) -> None:
+    page.get_by_role("button", name=f"{verdict}: {name}", exact=True).click()
+
+
+def counts(page: Page) -> str:
+    return page.locator("#counts").text_content()
 
 
 def focused(page: Page) -> str:
@@ -92,7 +110,9 @@ def focused(page: Page) -> str:
 def test_cards_say_what_is_known_of_each_image_the_most_suspicious_first(open_page: OpenPage) -> None:
     images = make_images()
     page = open_page(
-        images[6:] + images[:6], title="</title><script>window.pwned = 1</script> & co", subtitle='of "today"'
+        images[6:] + images[:6],
+        title="</title><script>window.pwned = 1</script> & co",
+        content={"notes": ['of "today"']},
     )
     assert names(page) == [image.name for image in reversed(images)]
     assert page.locator("h1").text_content() == page.title() == "</title><script>window.pwned = 1</script> & co"
@@ -118,7 +138,13 @@ def test_what_is_not_known_is_not_shown(open_page: OpenPage) -> None:
     page = open_page([AuditImage(name=f"{i}.png", score=0.5, image=GREY, heat_map=None) for i in range(3)])
     assert names(page) == ["0.png", "1.png", "2.png"]  # equal scores keep their order
     assert page.locator(".card").first.locator("img").count() == 1
-    for hidden in (".sparkline:visible", ".badge-injected:visible", "#legend:visible", "#sparkline-help:visible"):
+    for hidden in (
+        ".sparkline:visible",
+        ".badges .injected",
+        "#legend:visible",
+        "#heat-maps-switch:visible",
+        "#flag-field:visible",
+    ):
         assert page.locator(hidden).count() == 0
     page.locator(".pictures").first.click()
     assert page.locator("#viewer img:visible").count() == 1
@@ -152,8 +178,9 @@ def test_search_and_filter_narrow_what_is_shown_and_keep_the_selection(open_page
     page = open_page(named(["good/Alpha.png", "good/beta.png", "bad/ALPHABET.png", "bad/gamma.png"]), cut=-1.5)
     shown = page.locator("#shown")
     assert shown.text_content() == "4 of 4 shown"
-    page.get_by_label("Select good/Alpha.png").check()
-    page.get_by_label("Select bad/gamma.png").check()
+    mark(page, "Bad", "good/Alpha.png")
+    mark(page, "Bad", "bad/gamma.png")
+    mark(page, "Good", "good/beta.png")
     page.get_by_role("searchbox").fill("alpha")
     assert names(page) == ["good/Alpha.png", "bad/ALPHABET.png"]
     assert shown.text_content() == "2 of 4 shown"
@@ -166,10 +193,10 @@ def test_search_and_filter_narrow_what_is_shown_and_keep_the_selection(open_page
     assert names(page) == ["good/Alpha.png", "good/beta.png"]
     move_slider(page, -0.5)
     assert names(page) == ["good/Alpha.png"]
-    page.get_by_text("Selected", exact=True).first.click()
+    page.get_by_text("Bad", exact=True).first.click()
     page.get_by_label("Sort by").select_option("Name")
     assert names(page) == ["bad/gamma.png", "good/Alpha.png"]
-    assert selected(page) == ["good/Alpha.png", "bad/gamma.png"]  # most suspicious first
+    assert excluded(page) == ["good/Alpha.png", "bad/gamma.png"]  # most suspicious first
 
 
 def test_the_slider_marks_exactly_the_images_above_the_cut(open_page: OpenPage) -> None:
@@ -178,7 +205,7 @@ def test_the_slider_marks_exactly_the_images_above_the_cut(open_page: OpenPage) 
     for cut, n_above in [(-1, 12), (0.0, 11), (0.45, 7), (0.6, 5), (1.1, 0), (9, 0)]:
         move_slider(page, cut)
         assert names(page, ".card.above") == [image.name for image in reversed(images) if image.score > cut]
-        assert page.locator(".badge-above:visible").count() == n_above
+        assert page.locator(".badges .above").count() == n_above
         assert page.locator("#above-count").text_content() == f"{n_above} of 12 above the cut"
 
 
@@ -209,17 +236,18 @@ def test_the_histogram_stacks_injected_images_in_a_colour_of_their_own(open_page
 
 def test_all_above_the_cut_are_downloaded_and_their_names_do_no_harm(open_page: OpenPage) -> None:
     page = open_page(named([*NASTY_NAMES, "harmless.png"]))
-    download = page.get_by_role("button", name="Download list")
+    download = page.get_by_role("button", name="Download exclude list")
     assert download.is_disabled()
     assert names(page) == [*NASTY_NAMES, "harmless.png"]
     move_slider(page, -len(NASTY_NAMES) + 0.5)
-    page.get_by_role("button", name="Select all above the cut").click()
-    assert page.locator("#selected-count").text_content() == f"{len(NASTY_NAMES)} selected"
-    assert selected(page) == NASTY_NAMES
+    page.get_by_role("button", name="Mark all above the cut as bad").click()
+    assert counts(page) == f"{len(NASTY_NAMES)} bad, 0 good, 1 unseen"
+    assert excluded(page) == NASTY_NAMES
     page.locator(".pictures").first.click()
     assert page.locator("#viewer-name").text_content() == NASTY_NAMES[0]
     page.keyboard.press("Escape")
     assert page.evaluate("window.pwned") is None
+    page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Clear").click()
     assert download.is_disabled()
 
@@ -234,7 +262,7 @@ def test_the_keyboard_is_enough(open_page: OpenPage) -> None:
     page.keyboard.type("a/b")  # a slash in a search is a slash
     assert page.locator("#search").input_value() == "a/b"
     page.locator("#search").fill("")
-    for _ in range(3):  # the filter, the sort control, the first card
+    for _ in range(4):  # the filter, the sort control, the heat maps, the first card
         page.keyboard.press("Tab")
     assert focused(page) == order[0]
     assert page.locator(".card:focus").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
@@ -246,7 +274,7 @@ def test_the_keyboard_is_enough(open_page: OpenPage) -> None:
     page.keyboard.press("End")
     assert focused(page) == "good/0040.png"
     page.keyboard.press("Space")
-    assert selected(page) == ["good/0001.png", "good/0040.png"]
+    assert excluded(page) == ["good/0001.png", "good/0040.png"]
 
 
 def test_the_larger_view_walks_through_what_is_shown(open_page: OpenPage) -> None:
@@ -260,23 +288,23 @@ def test_the_larger_view_walks_through_what_is_shown(open_page: OpenPage) -> Non
     assert left["x"] + left["width"] <= right["x"]
     assert left["y"] == right["y"]
     shown = []
-    for key in ("ArrowLeft", "ArrowRight", "ArrowRight", "Space", "ArrowLeft"):
+    for key in ("ArrowLeft", "ArrowRight", "ArrowRight", "b", "ArrowLeft", "ArrowLeft"):
         page.keyboard.press(key)
         shown.append(page.locator("#viewer-name").text_content())
-    assert shown == [order[i] for i in (0, 1, 2, 2, 1)]
+    assert shown == [order[i] for i in (0, 1, 2, 3, 2, 1)]  # a verdict goes on to the next
     page.keyboard.press("Escape")
     viewer.wait_for(state="hidden")
     # a dialog tells that it was closed once it is gone from the screen: the focus follows a moment later
     page.wait_for_function(
         "name => document.activeElement.querySelector('.name bdi')?.textContent === name", arg=order[1], timeout=5000
     )
-    assert selected(page) == [order[2]]
-    # deselecting in the larger view of the selected images does not pull the image away
-    page.get_by_text("Selected", exact=True).first.click()
+    assert excluded(page) == [order[2]]
+    # taking a verdict back in the larger view of the bad images does not pull the image away
+    page.get_by_text("Bad", exact=True).first.click()
     page.locator(".pictures").first.click()
-    page.keyboard.press("Space")
+    page.keyboard.press("u")
     assert page.locator("#viewer-name").text_content() == order[2]
-    page.keyboard.press("Space")
+    page.keyboard.press("b")
     page.keyboard.press("Escape")
     assert names(page) == [order[2]]
 
@@ -286,7 +314,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(open_page: OpenPage
     page = open_page(images, cut=0.5, title="T" * 80, viewport={"width": 360, "height": 740}, has_touch=True)
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(overflow) == 0
-    too_small = """[...document.querySelectorAll('button, select, label.tick, input[type=search], input[type=range]')]
+    too_small = """[...document.querySelectorAll('button, select, .button, input[type=search], input[type=range]')]
         .filter(e => e.offsetParent && Math.min(e.offsetWidth, e.offsetHeight) < 40).map(e => e.outerHTML)"""
     assert page.evaluate(too_small) == []
     page.locator(".pictures").first.tap()
@@ -297,15 +325,15 @@ def test_a_phone_shows_everything_without_scrolling_sideways(open_page: OpenPage
     assert page.evaluate(too_small) == []
 
 
-def test_thousands_of_images_stay_fluid(open_page: OpenPage) -> None:
-    page = open_page(make_images(5000))
+def test_a_thousand_embedded_images_stay_fluid(open_page: OpenPage) -> None:
+    page = open_page(make_images(1000))
     n_loaded = "document.querySelectorAll('img[src]').length"
     milliseconds = page.evaluate(
         """() => {
             const slider = document.getElementById('slider');
             const times = [];
             for (let i = 0; i <= 20; i += 1) {
-                slider.value = 25 * i;
+                slider.value = 5 * i;
                 const start = performance.now();
                 slider.dispatchEvent(new Event('input'));
                 times.push(performance.now() - start);
@@ -321,13 +349,13 @@ def test_thousands_of_images_stay_fluid(open_page: OpenPage) -> None:
             return Math.min(...boxes.map(box => box.top)) <= 500 && Math.max(...boxes.map(box => box.bottom)) >= 500;
         }""")
         assert 0 < page.evaluate(n_loaded) < 300
-    assert names(page)[-1] == "good/5000.png"
+    assert names(page)[-1] == "good/1000.png"
     page.get_by_role("searchbox").fill("0123")
     assert names(page) == ["good/0123.png"]
 
 
 def test_the_focus_follows_the_window(open_page: OpenPage) -> None:
-    page = open_page(make_images(1000))
+    page = open_page(make_images(900))
     page.locator(".card").first.focus()
     page.mouse.move(600, 700)
     page.mouse.wheel(0, 8000)
@@ -371,6 +399,153 @@ def test_no_images_unknown_formats_and_names_that_cannot_be_listed_are_refused(t
         write_page(tmp_path / "index.html", [AuditImage("a.png", 0.0, b"not an image", None)], title="Tiles")
     with pytest.raises(ValueError, match=r"rename the file"):
         write_page(tmp_path / "index.html", [AuditImage("\udcff.png", 0.0, GREY, None)], title="Tiles")
+
+
+def test_verdicts_by_key_go_on_to_the_next_and_a_second_one_takes_it_back(open_page: OpenPage) -> None:
+    page = open_page(make_images())
+    order = names(page)
+    page.locator(".card").first.focus()
+    for key in ("b", "g", "b"):
+        page.keyboard.press(key)
+    assert focused(page) == order[3]
+    assert counts(page) == "2 bad, 1 good, 9 unseen"
+    assert excluded(page) == [order[0], order[2]]
+    page.locator(".card").first.focus()
+    page.keyboard.press("b")
+    assert focused(page) == order[0]
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("u")
+    assert counts(page) == "1 bad, 0 good, 11 unseen"
+    page.get_by_text("Unseen", exact=True).click()
+    page.locator(".card").first.focus()
+    page.keyboard.press("g")  # gone from what is shown, the next is in its place
+    assert focused(page) == order[1]
+
+
+def test_what_is_marked_good_is_not_marked_bad_with_all_above_the_cut(open_page: OpenPage) -> None:
+    page = open_page(make_images(), cut=0.75)
+    order = names(page)
+    mark(page, "Good", order[1])
+    page.get_by_role("button", name="Mark all above the cut as bad").click()
+    assert excluded(page) == [order[0], order[2], order[3]]
+
+
+def test_a_review_survives_as_a_file_and_as_a_draft(open_page: OpenPage, tmp_path: Path) -> None:
+    images = make_images()
+    page = open_page(images)
+    order = names(page)
+    mark(page, "Bad", order[0])
+    mark(page, "Good", order[1])
+    page.wait_for_timeout(400)
+    page.reload()
+    assert counts(page) == "1 bad, 1 good, 10 unseen"
+    assert "not saved yet" in page.locator("#message").text_content()
+    file = tmp_path / "saved" / "review.json"
+    assert saved(page, file) == {order[0]: "bad", order[1]: "good"}
+    assert read_exclude_list(file) == {order[0]}  # what `exclude` takes
+    page.reload()
+    assert counts(page) == "0 bad, 0 good, 12 unseen"
+    # by the file picker
+    page.locator("#load-file").set_input_files(file)
+    page.wait_for_function("document.querySelector('#message').textContent.includes('review.json: 2 images')")
+    assert counts(page) == "1 bad, 1 good, 10 unseen"
+    # in a page that was written with it
+    page = open_page(images, content={"review": {order[0]: "bad", order[1]: "good", "gone.png": "bad"}})
+    assert counts(page) == "1 bad, 1 good, 10 unseen"
+
+
+def test_a_review_can_be_dropped_and_anything_else_is_refused(open_page: OpenPage) -> None:
+    page = open_page(make_images())
+    drop = """([name, text]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([text], name));
+        document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    }"""
+    page.evaluate(drop, ["mine.json", '{"images": {"good/0003.png": "bad", "other.png": "good"}}'])
+    page.wait_for_function("document.querySelector('#message').textContent.includes('1 others are not on this page')")
+    assert counts(page) == "1 bad, 0 good, 11 unseen"
+    for text in ("no JSON", "[]", "null", '{"images": null}'):
+        page.evaluate(drop, ["odd.json", "{}"])
+        page.evaluate(drop, ["bad.json", text])
+        page.wait_for_function("document.querySelector('#message').textContent.startsWith('bad.json is no review')")
+    assert counts(page) == "1 bad, 0 good, 11 unseen"
+
+
+def test_near_duplicates_are_one_card_with_one_verdict(open_page: OpenPage) -> None:
+    images = make_images()
+    page = open_page(images, content={"groups": [[11, 3, 0], [7, 6]]})
+    assert page.locator(".card").count() == 9
+    assert page.locator("#shown").text_content() == "9 of 9 shown (12 images)"
+    assert page.locator(".card").first.get_by_text("3 alike").is_visible()
+    mark(page, "Bad", images[11].name)
+    assert excluded(page) == [images[11].name, images[3].name, images[0].name]
+    page.locator(".pictures").first.click()
+    members = page.locator("#viewer-members button")
+    assert members.count() == 3
+    members.nth(2).click()
+    assert page.locator("#viewer-name").text_content() == images[0].name
+    page.keyboard.press("Escape")
+    page.get_by_label("Group near-duplicates").uncheck()
+    assert page.locator(".card").count() == 12
+    mark(page, "Bad", images[3].name)  # takes it back for one alone
+    assert counts(page) == "2 bad, 0 good, 10 unseen"
+    page.get_by_label("Flags").select_option("near-duplicates")
+    assert set(names(page)) == {images[i].name for i in (11, 3, 0, 7, 6)}
+
+
+def test_flags_are_shown_and_narrow_what_is_shown(open_page: OpenPage) -> None:
+    images = [
+        AuditImage(f"{i}.png", -float(i), GREY, RED, flags=flagged, percentile=99.5 - i)
+        for i, flagged in enumerate((["blurred"], [], ["dark", "blurred"], []))
+    ]
+    page = open_page(images)
+    assert page.locator("#flag option").all_text_contents() == ["Any", "blurred (2)", "dark (1)"]
+    page.get_by_label("Flags").select_option("blurred")
+    assert names(page) == ["0.png", "2.png"]
+    assert page.locator(".card").last.locator(".badges").text_content() == "darkblurred"
+    assert page.locator(".card").first.locator(".percentile").text_content() == "p99.5"
+
+
+def test_heat_maps_can_be_hidden(open_page: OpenPage) -> None:
+    page = open_page(make_images())
+    assert page.locator(".pictures img:visible").count() == 24
+    page.get_by_label("Heat maps").uncheck()
+    assert page.locator(".pictures img:visible").count() == 12
+
+
+def test_fifty_thousand_images_open_in_two_seconds_and_scroll(open_page: OpenPage, tmp_path: Path) -> None:
+    curve = [0.5] * 100
+    images = [AuditImage(f"good/{i:06}.png", 50_000.0 - i, GREY, RED, curve=curve) for i in range(50_000)]
+    groups = [[i, i + 1, i + 2] for i in range(0, 3000, 30)]
+    page = open_page(images, cut=49_000, content={"groups": groups}, wait_until="commit")
+    page.wait_for_selector(".card img")
+    seconds = page.evaluate("performance.timing.domComplete - performance.timing.navigationStart") / 1000
+    assert 0 < seconds < 2
+    assert len(list((tmp_path / "thumbnails").iterdir())) < 2000
+    assert (tmp_path / "index.html").stat().st_size < 100_000
+    for share in (0, 0.3, 0.9, 1):
+        page.evaluate("share => scrollTo(0, share * document.body.scrollHeight)", share)
+        page.wait_for_function("""() => {
+            const boxes = [...document.querySelectorAll('.card')].map(card => card.getBoundingClientRect());
+            return Math.min(...boxes.map(box => box.top)) <= 700 && Math.max(...boxes.map(box => box.bottom)) >= 500
+                && document.querySelectorAll('.card img').length === 2 * boxes.length
+                && [...document.querySelectorAll('.card img')].every(image => image.complete && image.naturalWidth);
+        }""")
+        assert 0 < page.locator("img[src]").count() < 300
+    assert names(page)[-1] == "good/049999.png"
+    mark(page, "Bad", "good/049999.png")
+    page.get_by_role("searchbox").fill("good/04999")
+    assert page.locator(".card").count() == 10
+    assert excluded(page) == ["good/049999.png"]
+
+
+def test_a_smaller_set_takes_a_large_ones_place(tmp_path: Path) -> None:
+    write_page(tmp_path / "index.html", make_images(1001), title="Tiles")
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "thumbnails"}
+    write_page(tmp_path / "index.html", make_images(1001), title="Tiles")
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "thumbnails"}
+    write_page(tmp_path / "index.html", make_images(1000), title="Tiles")
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html"}
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from anomalib_cdd import FolderNoisy, MVTecNoisy
+from anomalib_cdd.data.manifest import read_exclude_list
 
 
 def noisy(root: Path, **options: Any) -> MVTecNoisy:
@@ -76,3 +77,26 @@ def test_a_list_of_everything_is_refused(mvtec_root: Path, tmp_path: Path) -> No
     pd.DataFrame({"image_path": names_}).to_csv(listed, index=False)
     with pytest.raises(ValueError, match="leaves no normal training image"):
         noisy(mvtec_root, exclude=listed)
+
+
+def test_the_review_of_the_audit_page_is_taken_too(folder_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "review.json"
+    path.write_text('{"images": {"good/000.png": "bad", "good/001.png": "good", "good/002.png": "bad"}}')
+    assert read_exclude_list(path) == {"good/000.png", "good/002.png"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no JSON", "cannot be read as JSON"),
+        ("[]", 'has no "images"'),
+        ('{"images": ["a.png"]}', 'has no "images"'),
+        ('{"images": {"a.png": "maybe"}}', "'a.png' is 'maybe', it has to be one of good, bad"),
+    ],
+)
+def test_what_is_no_review_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "review.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_exclude_list(path)
+    assert str(path) in str(error.value)
