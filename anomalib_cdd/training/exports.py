@@ -10,10 +10,9 @@ import copy
 from typing import Any
 
 import torch
+from anomalib.data.transforms import ExportableCenterCrop
 from torch import Tensor, nn
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Resize, Transform
-
-from anomalib.data.transforms import ExportableCenterCrop
 
 from .precision import is_traced
 
@@ -92,5 +91,6 @@ def resize_matrix(length: int, size: int, device: torch.device | None = None) ->
     # in whole numbers, units of 1 / (2 size) of a pixel: OpenVINO may round floats to bf16, 8 bits for a coordinate
     pixels = (2 * torch.arange(length, device=device) + 1) * size
     centres = (2 * torch.arange(size, device=device) + 1) * length
-    weights = (2 * torch.sym_max(length, size) - (pixels - centres[:, None]).abs()).clamp_min(0)
+    distances = (pixels - centres[:, None]).abs()
+    weights = (distances.neg() + 2 * torch.sym_max(length, size)).clamp_min(0)
     return weights.float() / weights.sum(dim=1, keepdim=True).float()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anomalib.deploy import TorchInferencer
 from anomalib.data import InferenceBatch
+from anomalib.deploy import TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models import Padim, Patchcore
 from anomalib.post_processing import PostProcessor
