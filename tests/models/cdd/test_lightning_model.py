@@ -662,15 +662,3 @@ def test_autocast_takes_bf16_where_it_is_fast_and_nobody_chose(
         assert seen[False] == {expected}
     assert of_teacher == {model.dtype}
     assert model.model.student.bottleneck.squeeze[0][0].weight.dtype != torch.bfloat16
-
-
-def test_an_export_is_traced_in_fp32(make_model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("anomalib_cdd.training.precision.computes_in_bf16", lambda device: True)
-    image = torch.rand(1, 3, 64, 64)
-    model = make_model(autocast="auto", post_processor=False).eval()
-    inferencer = OpenVINOInferencer(model.to_openvino(tmp_path), device="CPU", config=SINGLE_PRECISION)
-    exported = float(inferencer.predict(image[0].permute(1, 2, 0).numpy()).pred_score.squeeze())
-    with torch.no_grad():
-        in_bf16 = model(image).pred_score.item()
-        in_fp32 = model.model(model.pre_processor(image)).pred_score.item()
-    assert abs(exported - in_fp32) < 1e-6 < abs(in_bf16 - in_fp32)
