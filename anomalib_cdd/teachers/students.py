@@ -4,7 +4,8 @@
 
 For the ResNet family both are anomalib's own. For every other teacher they are built from the channels and strides
 of its levels after the same plan: fuse the levels at the deepest stride, squeeze them to half of that, and decode
-back level by level.
+back level by level. Where all levels have one stride, as a vision transformer's, nothing is squeezed: noise takes the
+place of a narrower map.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ RESNET_LEVELS = ("layer1", "layer2", "layer3")
 # Channels of the pyramid's finest map; each coarser one has twice as many, up to the bottleneck's.
 DEFAULT_WIDTH = 48
 MAX_WIDENING = 4
+# of the bottleneck that squeezes nothing: without it the student would pass its input on
+BOTTLENECK_DROPOUT = 0.2
 
 
 class Student(nn.Module):
@@ -83,26 +86,32 @@ def build_student(teacher: Teacher, width: int = DEFAULT_WIDTH) -> Student:
         width: Channels of the finest map of a built decoder. anomalib's own ResNet decoders have theirs fixed.
 
     Returns:
-        anomalib's OCBE and decoder for a ResNet's ``layer1`` to ``layer3``, a pyramid for anything else.
+        anomalib's OCBE and decoder for a ResNet's ``layer1`` to ``layer3``, a student without up-sampling for levels of
+        one stride, a pyramid for anything else.
 
     Raises:
-        ValueError: If the levels' strides are not each a power of two times the one before.
+        ValueError: If the levels' strides are neither all the same nor each a power of two times the one before.
     """
     architecture = teacher.backbone.split(".", 1)[0]
     names = tuple(level.name for level in teacher.levels)
     if architecture in RESNET_FAMILY and names == RESNET_LEVELS:
         return Student(get_bottleneck_layer(architecture), get_decoder(architecture))
-    _check_strides(teacher.levels)
+    strides = [level.stride for level in teacher.levels]
+    if len(strides) > 1 and len(set(strides)) == 1:
+        widths = [width * MAX_WIDENING] * len(strides)  # as wide as the pyramid at such strides
+        embedding = DropoutBottleneck(teacher.levels, widths[-1])
+        return Student(embedding, PyramidDecoder(teacher.levels, widths, strides[-1]))
+    _check_strides(strides)
     widths = [min(width * level.stride // teacher.levels[0].stride, width * MAX_WIDENING) for level in teacher.levels]
-    return Student(PyramidBottleneck(teacher.levels, widths), PyramidDecoder(teacher.levels, widths))
+    embedding_stride = strides[-1] * 2
+    return Student(PyramidBottleneck(teacher.levels, widths), PyramidDecoder(teacher.levels, widths, embedding_stride))
 
 
-def _check_strides(levels: Sequence[Level]) -> None:
-    strides = [level.stride for level in levels]
+def _check_strides(strides: list[int]) -> None:
     for shallow, deep in pairwise(strides):
         ratio, rest = divmod(deep, shallow)
         if rest or ratio < 2 or ratio & (ratio - 1):
-            msg = f"Levels at strides {strides}: each has to be 2, 4, 8, ... times the one before."
+            msg = f"Levels at strides {strides}: each has to be 2, 4, 8, ... times the one before, or all the same."
             raise ValueError(msg)
 
 
@@ -143,6 +152,28 @@ class PyramidBottleneck(nn.Module):
         return self.squeeze(torch.cat([level[..., :height, :width] for level in fused], dim=1))
 
 
+class DropoutBottleneck(nn.Module):
+    """Fuse levels of one stride, drop values of theirs at random and mix what is left.
+
+    A patch's values are made out from what is left of them and of its neighbours': to pass each on as it is, an
+    anomalous one too, does not do.
+
+    Args:
+        levels: The teacher's levels, all of one stride.
+        width: Channels of the embedding.
+    """
+
+    def __init__(self, levels: Sequence[Level], width: int) -> None:
+        super().__init__()
+        self.fuse = _conv(sum(level.channels for level in levels), width, kernel=1)
+        self.drop = nn.Dropout(BOTTLENECK_DROPOUT)
+        self.mix = _conv(width, width)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Map the levels, each ``(B, C_l, H, W)``, to an embedding ``(B, width, H, W)``."""
+        return self.mix(self.drop(self.fuse(torch.cat(features, dim=1))))
+
+
 class PyramidDecoder(nn.Module):
     """Decode the embedding level by level, deep to shallow, with one head per level.
 
@@ -150,13 +181,14 @@ class PyramidDecoder(nn.Module):
         levels: The teacher's levels, shallow to deep. The head of a signed level is linear; that of a level that is
             never negative ends in a ReLU.
         widths: Channels of the decoder at each level.
+        stride: The embedding's.
     """
 
-    def __init__(self, levels: Sequence[Level], widths: Sequence[int]) -> None:
+    def __init__(self, levels: Sequence[Level], widths: Sequence[int], stride: int) -> None:
         super().__init__()
         self.stages = nn.ModuleList()
         self.heads = nn.ModuleList()
-        channels, stride = widths[-1], levels[-1].stride * 2
+        channels = widths[-1]
         for level, width in zip(reversed(levels), reversed(widths), strict=True):
             convs: list[nn.Module] = []
             for _ in range(_halvings(stride // level.stride)):

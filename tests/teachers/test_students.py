@@ -7,7 +7,7 @@ import torch
 from anomalib.models.components.backbone.resnet_decoder import ResNetDecoder
 
 from anomalib_cdd.teachers.backbones import Level, Teacher
-from anomalib_cdd.teachers.students import PyramidDecoder, build_student
+from anomalib_cdd.teachers.students import DropoutBottleneck, PyramidDecoder, build_student
 
 SIZES = [(224, 224), (256, 256), (192, 320), (100, 150)]
 
@@ -28,6 +28,27 @@ def test_resnets_get_anomalibs_student_and_others_one_of_their_own() -> None:
     assert isinstance(build_student(two_levels).decoder, PyramidDecoder)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (48, 96)])
+def test_levels_of_one_stride_get_a_student_that_neither_shrinks_nor_grows(size: tuple[int, int]) -> None:
+    teacher = Teacher("test_vit", pre_trained=False)
+    student = build_student(teacher, width=8)
+    features = teacher(torch.randn(2, 3, *size))
+    assert isinstance(student.bottleneck, DropoutBottleneck)
+    assert [level.shape for level in student(features)] == [level.shape for level in features]
+    assert student.bottleneck(features).shape[-2:] == features[0].shape[-2:]
+    assert not any(isinstance(module, torch.nn.ConvTranspose2d) for module in student.modules())
+
+
+def test_the_bottleneck_without_a_squeeze_drops_values_in_training_alone() -> None:
+    teacher = Teacher("test_vit", pre_trained=False)
+    student = build_student(teacher, width=8)
+    features = teacher(torch.randn(2, 3, 64, 64))
+    first, second = student(features), student(features)
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    student.eval()
+    assert all(torch.equal(a, b) for a, b in zip(student(features), student(features), strict=True))
+
+
 def test_heads_are_linear_where_levels_are_signed() -> None:
     torch.manual_seed(0)
     for backbone, signed in (("test_convnext", True), ("test_resnet", False)):
@@ -42,6 +63,9 @@ def test_levels_whose_strides_do_not_double_are_refused() -> None:
     teacher = Teacher("test_resnet", pre_trained=False)
     teacher.levels = (Level("a", 32, 4, signed=False), Level("b", 48, 12, signed=False))
     with pytest.raises(ValueError, match=r"\[4, 12\]"):
+        build_student(teacher)
+    teacher.levels = (*teacher.levels[:1], *teacher.levels)
+    with pytest.raises(ValueError, match=r"\[4, 4, 12\]"):
         build_student(teacher)
 
 
