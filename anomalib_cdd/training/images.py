@@ -2,11 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training images of a fit: where they are read, and whether they are the same every time."""
 
+import copy
 import logging
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from anomalib.data import AnomalibDataset
+from anomalib.data.transforms.utils import extract_transforms_by_type
+from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import Transform
 
@@ -72,3 +78,43 @@ class TrainingImages(NamedTuple):
             logger.warning("No thresholds: the training data is a %s, not an anomalib dataset.", type(dataset).__name__)
             return None
         return cls(dataset, augmentations, batch_size)
+
+    def read(self, model: AnomalibModule, most: int | None = None) -> Iterator[Tensor]:
+        """Read the images as the model gets them in a test.
+
+        Args:
+            model: Whose pre-processor and device are used.
+            most: Where there are more images than this, so many are read, at equal distances in the data set.
+
+        Yields:
+            Batches of shape ``(B, 3, H, W)``, on the model's device.
+        """
+        dataset, transform = self.dataset, getattr(model.pre_processor, "transform", None)
+        if most is not None and len(dataset) > most:
+            dataset = dataset.subsample([i * len(dataset) // most for i in range(most)])
+        for batch in evaluation_loader(dataset, self.augmentations, transform, self.batch_size):
+            images = batch.image.to(model.device)
+            yield images if transform is None else transform(images)
+
+
+def evaluation_loader(
+    dataset: AnomalibDataset,
+    augmentations: Transform | None,
+    transform: Transform | None,
+    batch_size: int,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Return a loader that resizes before it collates, as anomalib's datamodules do: images of a set differ in size.
+
+    Args:
+        dataset: The images.
+        augmentations: What comes before the model's own transform, if anything.
+        transform: The model's own; only its resize is part of what the loader does.
+        batch_size: Images a batch.
+        num_workers: Processes that read.
+    """
+    resize = extract_transforms_by_type(transform, v2.Resize)[:1]
+    steps = [step for step in (augmentations, *resize) if step is not None]
+    dataset = copy.copy(dataset)
+    dataset.augmentations = v2.Compose(steps) if steps else None
+    return DataLoader(dataset, batch_size, shuffle=False, num_workers=num_workers, collate_fn=dataset.collate_fn)

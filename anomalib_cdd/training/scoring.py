@@ -5,20 +5,19 @@
 Scores and maps are the model's own, before the post-processor: its normalisation clips, and clipping makes ties.
 """
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataset, ImageBatch
-from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.models import AnomalibModule
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import Compose, Resize, Transform
+from torchvision.transforms.v2 import Transform
 from tqdm.auto import tqdm
+
+from .images import evaluation_loader
 
 
 @torch.no_grad()
@@ -43,7 +42,7 @@ def iterate_predictions(
         ValueError: See :func:`score_dataset`.
     """
     transform = getattr(model.pre_processor, "transform", None)
-    loader = _loader(dataset, augmentations, transform, batch_size, num_workers)
+    loader = evaluation_loader(dataset, augmentations, transform, batch_size, num_workers)
     home, was_training = model.device, model.training
     device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     model.to(device).eval()
@@ -55,20 +54,6 @@ def iterate_predictions(
             yield batch, *_raw_predictions(model, images), masks
     finally:
         model.to(home).train(was_training)
-
-
-def _loader(
-    dataset: AnomalibDataset,
-    augmentations: Transform | None,
-    transform: Transform | None,
-    batch_size: int,
-    num_workers: int,
-) -> DataLoader:
-    """Resize before collating, as anomalib's datamodules do: images of one set may differ in size."""
-    steps = [step for step in (augmentations, *extract_transforms_by_type(transform, Resize)[:1]) if step is not None]
-    dataset = copy.copy(dataset)
-    dataset.augmentations = Compose(steps) if steps else None
-    return DataLoader(dataset, batch_size, shuffle=False, num_workers=num_workers, collate_fn=dataset.collate_fn)
 
 
 def _raw_predictions(model: AnomalibModule, images: Tensor) -> tuple[Tensor, Tensor | None]:

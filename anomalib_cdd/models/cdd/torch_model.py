@@ -3,7 +3,6 @@
 """Teacher and global student: what inference and every export needs, and nothing else (CDD Eq. 11)."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.distances import pixel_cosine
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH, build_student
+from anomalib_cdd.training.precision import full_precision
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
@@ -152,10 +152,3 @@ def spread(side: int, size: int, device: torch.device) -> Tensor:
 
 def _stretch(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
-
-
-def full_precision(device_type: str) -> AbstractContextManager:
-    """Leave autocast, where there is one: an export traces no context."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

@@ -1,0 +1,62 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""What models have in common that train students by ordinary Lightning epochs: how many, and how they are loaded.
+
+A model composes its own training step; this is what Lightning and anomalib ask of it beside that.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.models.components import AnomalibModule
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from .checkpoints import readable_checkpoint
+
+
+class TrainsByEpochs:
+    """Mixin before ``LabelFreeDefaults``: 200 epochs unless told otherwise, checkpoints that fetch no weights."""
+
+    default_epochs: int | None = 200
+    model: Any
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """Score a batch.
+
+        Args:
+            batch: Images of shape ``(B, 3, H, W)``, normalised.
+            batch_idx: Index of the batch.
+
+        Returns:
+            The batch with anomaly maps and scores.
+        """
+        del batch_idx
+        return batch.update(**self.model(batch.image)._asdict())
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> AnomalibModule:
+        """Load a model; the teacher's weights come from the checkpoint, so that nothing is fetched.
+
+        Args:
+            checkpoint_path: A checkpoint that Lightning wrote.
+            kwargs: Constructor arguments to override, and those of anomalib's ``load_from_checkpoint``.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, or holds anything but plain data.
+        """
+        options = {"pre_trained": False, "weights": None, **kwargs}
+        with readable_checkpoint(checkpoint_path):
+            return super().load_from_checkpoint(checkpoint_path, **options)  # type: ignore[misc]  # AnomalibModule's
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments that the trainer must have."""
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: there are no labels in training."""
+        return LearningType.ONE_CLASS
