@@ -3,5 +3,6 @@
 """Models for training sets that are not clean."""
 
 from .cdd import Cdd
+from .mhkd import Mhkd
 
-__all__ = ["Cdd"]
+__all__ = ["Cdd", "Mhkd"]
