@@ -3,6 +3,7 @@
 """Models for training sets that are not clean."""
 
 from .cdd import Cdd
+from .dmdd import Dmdd
 from .mhkd import Mhkd
 
-__all__ = ["Cdd", "Mhkd"]
+__all__ = ["Cdd", "Dmdd", "Mhkd"]

@@ -36,7 +36,7 @@ DECAY_AT = 0.95
 QUANTILE_IMAGES = 100
 
 
-class Mhkd(LabelFreeDefaults, TrainsByEpochs, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
+class Mhkd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Multi-task Hybrid Knowledge Distillation (MHKD).
 
     The defaults are the paper's. Its two maps are scaled by quantiles of the training images' own maps, where the paper
