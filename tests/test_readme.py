@@ -13,10 +13,12 @@ import torch
 import yaml
 
 import anomalib_cdd
+from anomalib_cdd.__main__ import main
 from anomalib_cdd.cli.entries import resolve_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = list((ROOT / "docs").glob("*.md"))
 
 
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -30,37 +32,88 @@ def run(code: str, names: dict[str, Any], **instead: str) -> None:
     exec(code, names)  # noqa: S102
 
 
-def test_own_folder_and_again_without_what_is_bad(
+def test_own_folder_without_its_most_suspicious_images(
     folder_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder_root / "good", tmp_path / "my" / "folder")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    small = 'Cdd(backbone="test_resnet", pre_trained=False, student_width=8, visualizer=False)'
     quiet = 'max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False'
-    root = {'root="my/folder"': 'root="my/folder", num_workers=0'}
-    run(PYTHON[0], names, **{"Cdd()": small, "max_epochs=200": quiet}, **root)
+    instead = {"max_epochs=200": quiet, 'root="my/folder"': 'root="my/folder", num_workers=0'}
+    instead |= {'{"share": 0.1}': '{"share": 0.1, "image_size": (64, 64)}'}
+    run(PYTHON[0], names, **instead)
+    assert len(names["data"].train_data) == 11
     results = tmp_path / "results" / "Cdd" / "parts"
     assert next(results.rglob("model.ckpt"))
-    scores = pd.read_csv(next(results.rglob("audit/training_scores.csv")))
-    assert len(scores) == 12
+    assert next(results.rglob("cleaned.csv"))
+    assert len(pd.read_csv(next(results.rglob("audit/training_scores.csv")))) == 11
     assert next(results.rglob("audit/index.html"))
     [batch] = names["engine"].predict(names["model"], data_path=folder_root / "defect" / "000.png")
     assert batch.pred_label.dtype == torch.bool
-    scores.head(2)[["image_path"]].to_csv("exclude.csv", index=False)
-    run(PYTHON[1], names, **root)
-    names["data"].setup()
-    assert len(names["data"].train_data) == 10
+
+
+def test_any_model_on_the_command_line_leaves_them_out_too(
+    folder_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder_root / "good", tmp_path / "my" / "folder")
+    monkeypatch.chdir(tmp_path)
+    [command] = re.findall(r"^\$ (anomalib-cdd train .*)$", README, flags=re.MULTILINE)
+    small = "--model.backbone resnet18 --model.layers [layer3] --model.pre_trained false --model.coreset_sampling_ratio 0.01 --data.num_workers 0"
+    quiet = "--trainer.accelerator cpu --trainer.enable_progress_bar false --data.clean.image_size [64,64]"
+    main([*command.split()[1:], *small.split(), *quiet.split()])
+    assert len(pd.read_csv(next((tmp_path / "results").rglob("cleaned.csv")))) == 1
 
 
 def test_a_threshold_for_another_model_in_python_and_yaml() -> None:
     names: dict[str, Any] = {}
     small = {"Patchcore(": 'Patchcore(backbone="resnet18", layers=["layer1"], pre_trained=False, '}
-    run(PYTHON[2], names, **small)
+    run(PYTHON[1], names, **small)
     assert names["model"].post_processor.false_alarm_rate == 0.05
     [block] = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     model, _ = resolve_model("README", yaml.safe_load(block)["model"])
     assert model["init_args"]["post_processor"]["init_args"]["false_alarm_rate"] == 0.05
+
+
+ROWS = re.compile(r"<!-- rows of (\S+) where noise_ratio=(\S+): (.*) -->\n((?:\|.*\n)+)")
+PRINTED = ("README.md", "experiments/README.md")
+
+
+@pytest.mark.parametrize("page", PRINTED)
+def test_every_table_is_what_its_results_say(page: str) -> None:
+    """Mean and standard deviation of each row, digit by digit."""
+    tables = ROWS.findall((ROOT / page).read_text(encoding="utf-8"))
+    assert tables
+    for path, ratio, measures, table in tables:
+        results = pd.read_csv(ROOT / path).query("noise_ratio == @r", local_dict={"r": float(ratio)})
+        for line in table.splitlines()[2:]:
+            data, model, *printed = [cell.strip() for cell in line.strip("|").split("|")]
+            cells = results[(results["data"] == data) & (results["model"] == model)]
+            assert sorted(cells["seed"]) == [0, 1, 2], (path, data, model)
+            for measure, text in zip(measures.split(), printed, strict=True):
+                assert text == as_printed(cells[measure]), (path, data, model, measure)
+
+
+def as_printed(values: pd.Series) -> str:
+    if values.isna().all():
+        return "-"
+    digits = 0 if values.mean() > 1 else 3
+    return " ± ".join(f"{value:.{digits}f}".replace("0.", ".") for value in (values.mean(), values.std()))
+
+
+def test_no_figure_in_the_readme_stands_outside_such_a_table() -> None:
+    text = ROWS.sub("", README).replace("arXiv 2508.18007", "").replace("abs/2508.18007", "")
+    assert re.findall(r"\d?\.\d{3}", text) == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/README.md", *sorted(f"docs/{p.name}" for p in DOCS)])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(((?!http)[^)#]+)", text):
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 140
 
 
 def test_files_and_names_that_the_readmes_mention_exist() -> None:
@@ -71,5 +124,3 @@ def test_files_and_names_that_the_readmes_mention_exist() -> None:
         ), name
     for name in re.findall(r"`(\w+\.py)`", model_readme.read_text(encoding="utf-8")):
         assert (model_readme.parent / name).exists(), name
-    for link in re.findall(r"\]\(((?!http)[^)#]+)", README):
-        assert (ROOT / link).exists(), link
