@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What false-alarm rates come of the stated one, from the scores that cells of a grid keep.
 
-``python -m benchmarks.thresholds results/fuad/cells`` prints them with their means over seeds.
+``python -m benchmarks.thresholds FOLDER/cells`` prints means over seeds, of cells that keep what thresholds are taken
+from: those of version 0.2.0.dev0 up to commit 130be05. Later grids measure the rates themselves.
 """
 
 import json
@@ -27,6 +28,7 @@ def measure(arrays: Arrays) -> dict[str, float]:
         ``labelled``, the false alarms at the same quantile of those training images that labels call good; with masks
         ``pixel_false_alarms``, the share of good pixels above theirs, to a bin of the histogram.
     """
+    # kept where they are not the plain scores of the training images
     scores = arrays["calibration_scores"] if "calibration_scores" in arrays else arrays["train_scores"]
     kept = ~arrays["test_injected"]
     good, bad = (arrays["test_scores"][kept & (arrays["test_labels"] == label)] for label in (0, 1))
