@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates, parts_of
 from anomalib_cdd.teachers.patches import PatchExtractor, coreset
 from anomalib_cdd.training.defaults import LabelFreeDefaults
+from anomalib_cdd.training.precision import full_precision
 from anomalib_cdd.training.report import TrainingReport
 
 from .torch_model import CrossPatchModel
@@ -191,7 +192,7 @@ class CrossPatch(LabelFreeDefaults, MemoryBankMixin, AnomalibModule):  # type: i
             msg = f"Training images of {size} and {self._image_size} pixels: resize them to one size, pre_processor."
             raise ValueError(msg)
         self._image_size = size
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), full_precision(self.device.type):
             self._patches.append(self.model.patches(images.to(self.dtype)).half().cpu())
         self._paths += [str(path) for path in getattr(batch, "image_path", None) or []]
         return torch.tensor(0.0, requires_grad=True, device=self.device)

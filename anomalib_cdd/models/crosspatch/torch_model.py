@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomalib_cdd.teachers.patches import DIMENSIONS, PatchExtractor, nearest_distances, random_projection
-from anomalib_cdd.training.precision import is_traced
+from anomalib_cdd.training.precision import full_precision
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
@@ -97,11 +97,9 @@ class CrossPatchModel(DynamicBufferMixin, nn.Module):
             msg = "CrossPatch has no memory bank: fit it, or load a checkpoint, before it scores images."
             raise RuntimeError(msg)
         # distances are differences of large numbers: not in half precision
-        if torch.is_autocast_enabled(images.device.type) and not is_traced():
-            with torch.autocast(images.device.type, enabled=False):
-                return self.forward(images.to(self.memory_bank.dtype))
-        patches = self.patches(images)
-        rows = patches.permute(0, 2, 3, 1).flatten(0, 2)
-        found = self.distances(rows, self.memory_bank).view(-1, *patches.shape[-2:])
-        anomaly_map = self.anomaly_map(found, images.shape[-2:])
+        with full_precision(images.device.type):
+            patches = self.patches(images.to(self.memory_bank.dtype))
+            rows = patches.permute(0, 2, 3, 1).flatten(0, 2)
+            found = self.distances(rows, self.memory_bank).view(-1, *patches.shape[-2:])
+            anomaly_map = self.anomaly_map(found, images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-3, -2, -1)), anomaly_map=anomaly_map)
