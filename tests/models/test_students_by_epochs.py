@@ -192,7 +192,8 @@ def test_training_goes_on_from_a_checkpoint(trained: Trained, tmp_path: Path) ->
     assert moved
 
 
-@pytest.mark.parametrize("form", [ExportType.TORCH, ExportType.ONNX, ExportType.OPENVINO])
+# an OpenVINO export is made of an ONNX export
+@pytest.mark.parametrize("form", [ExportType.TORCH, ExportType.OPENVINO])
 def test_exports_score_as_lightning_does(
     trained: Trained, form: ExportType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
