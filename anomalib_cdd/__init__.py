@@ -17,8 +17,10 @@ from .evaluation import FuadEvaluator
 from .models import *  # noqa: F403
 from .thresholds import LabelFreePostProcessor
 from .training import defaults
+from .training.reading import read_image
 
-__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "TrainingAudit", "cleaning", "data", "models", "teachers"]
+__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "TrainingAudit"]
+__all__ += ["cleaning", "data", "models", "read_image", "teachers"]
 __all__ += data.__all__
 __all__ += models.__all__
 __version__ = "0.2.0.dev0"

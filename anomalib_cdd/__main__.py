@@ -9,12 +9,15 @@ and their place in ``benchmark`` work. ``demo``, ``audit`` and ``fuad`` are adde
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from anomalib.cli import AnomalibCLI
 from anomalib.loggers import configure_logger
+from lightning.pytorch import seed_everything
+from torch.utils.data import DataLoader
 
-import anomalib_cdd  # noqa: F401  # registers its classes with anomalib
+import anomalib_cdd  # registers its classes with anomalib
 
 SUBCOMMANDS = {
     "demo": "Train on solar cells with defective ones among them, and show what was learned.",
@@ -29,12 +32,31 @@ class CddCLI(AnomalibCLI):
     def _set_install_subcommand(self, action_subcommand: Any) -> None:
         # the one place where anomalib hands over its subcommands while it builds them
         super()._set_install_subcommand(action_subcommand)
-        from anomalib_cdd import benchmark as fuad
-        from anomalib_cdd.cli import audit, demo
+        from anomalib_cdd.cli import audit, demo, fuad
 
         for name, module in (("demo", demo), ("audit", audit), ("fuad", fuad)):
             self.subcommand_parsers[name] = module.get_parser()
             action_subcommand.add_subcommand(name, self.subcommand_parsers[name], help=SUBCOMMANDS[name])
+
+    def before_instantiate_classes(self) -> None:
+        """Seed every random number before anything is made: anomalib takes ``--seed_everything`` and never reads it.
+
+        ``true``, its default, is a random seed and so is left alone.
+        """
+        super().before_instantiate_classes()
+        seed = self.config[self.config["subcommand"]].get("seed_everything", True)
+        if not isinstance(seed, bool):
+            seed_everything(seed, workers=True)
+
+    def instantiate_classes(self) -> None:
+        """Let ``predict --data PATH`` take any path, and read its images as the model's training set was read."""
+        super().instantiate_classes()
+        if self.config["subcommand"] == "predict" and isinstance(self.datamodule, str | Path):
+            try:
+                images = anomalib_cdd.data.PredictImages(self.datamodule)
+            except (OSError, ValueError) as error:
+                sys.exit(f"error: {error}")
+            self.datamodule = DataLoader(images, collate_fn=images.collate_fn, pin_memory=True)
 
     def _run_subcommand(self) -> None:
         if self.config["subcommand"] == "benchmark":
@@ -43,10 +65,10 @@ class CddCLI(AnomalibCLI):
 
     def demo(self) -> None:
         """Run the demo; anomalib's CLI calls a subcommand that it does not know by its name."""
-        from anomalib_cdd.cli import demo
+        from anomalib_cdd.cli import demo as command
 
         with _plain_errors():
-            demo.run(self.config["demo"])
+            command.run(self.config["demo"])
 
     def audit(self) -> None:
         """Audit a folder."""
@@ -57,10 +79,10 @@ class CddCLI(AnomalibCLI):
 
     def fuad(self) -> None:
         """Run the comparison grid, with exit status 1 if a cell failed."""
-        from anomalib_cdd import benchmark as fuad
+        from anomalib_cdd.cli import fuad as command
 
         with _plain_errors():
-            failed = fuad.run(self.config["fuad"])
+            failed = command.run(self.config["fuad"])
         if failed:
             sys.exit(1)
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from anomalib.deploy import CompressionType
+from anomalib_cdd.benchmark.grid import _fill_data_root
 from tqdm.auto import tqdm
 
 from anomalib_cdd import Cdd
-from anomalib_cdd.benchmark.grid import _fill_data_root
 from anomalib_cdd.cli.entries import build
 from anomalib_cdd.evaluation.measures import auroc
 from anomalib_cdd.evaluation.predictions import score_dataset

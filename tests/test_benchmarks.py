@@ -2,18 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark's arithmetic, and that rows run; no time is asserted."""
 
-import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 from benchmarks import __main__ as bench
-from benchmarks.domain_students import refreshed
 from benchmarks.measuring import Comparison, alternate
 from benchmarks.report import to_markdown
 from benchmarks.rows import ROWS, Setting
@@ -59,33 +54,3 @@ def test_a_row_that_fails_is_told_and_the_others_are_kept(
     assert "| linear | a / b | 1 s | 2 s | 0.500 | 0.500 to 0.500 | <= 0.9 |" in table
     assert "failed: out of it" in table
     assert "failed: out of it" in capsys.readouterr().out
-
-
-class Teacher:
-    """One level of one channel, whose values grow with the sample."""
-
-    batch_size = 2
-
-    def teacher(self, parts: list[Tensor]) -> Iterator[list[Tensor]]:
-        for part in parts:
-            yield [part.float().reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)]
-
-
-class Normalising(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(1)
-
-    def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        return [self.norm(level) for level in levels]
-
-
-def test_refreshed_statistics_are_of_the_domain_alone() -> None:
-    student: Any = Normalising().eval()
-    before = copy.deepcopy(student.state_dict())
-    data: Any = Teacher()
-    anew = refreshed(data, student, torch.tensor([4, 6, 10, 12]))
-    assert not anew.training
-    assert anew.norm.running_mean.item() == 8
-    assert anew.norm.momentum == student.norm.momentum
-    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())

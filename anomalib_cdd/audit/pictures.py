@@ -13,9 +13,11 @@ import cv2
 import numpy as np
 from anomalib.visualization.image.functional import apply_colormap
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.stats import median_abs_deviation
 from tqdm.auto import tqdm
+
+from anomalib_cdd.training.reading import read_for_display
 
 THUMBNAIL = 160
 QUALITY = 80
@@ -51,21 +53,6 @@ class Picture:
     brightness: float
 
 
-def read_upright(path: str) -> Image.Image:
-    """Read an image as RGB with eight bits, turned as its EXIF data say; deeper grey values are stretched.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
-    with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode[0] not in "IF":
-            return upright.convert("RGB")
-        values = np.asarray(upright, dtype=np.float32)  # convert() would clip them to white
-    span = max(float(values.max() - values.min()), 1.0)
-    return Image.fromarray(((values - values.min()) / span * 255).astype(np.uint8)).convert("RGB")
-
-
 def look_at(paths: Sequence[str], *, progress: bool = True) -> tuple[list[Picture | None], dict[str, str]]:
     """Look at every file once.
 
@@ -85,7 +72,7 @@ def look_at(paths: Sequence[str], *, progress: bool = True) -> tuple[list[Pictur
 def _look_at_one(path: str) -> Picture | str:
     """Return what a file shows, or why it cannot be read."""
     try:
-        image = read_upright(path)
+        image = read_for_display(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     width, height = image.size

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib import rc_context
 
+from anomalib_cdd.training.files import written_whole
+
 from . import scores
 from .heat_maps import heat_maps
-from .plots import curves, histograms, styles
-from .tables import finished
+from .plots import EPOCH_CURVES, curves, histograms, styles
+from .tables import compared, finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,13 +35,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDER = "figures"
-HISTOGRAM_ARRAYS = {"train_suspicion", "train_is_noise", "test_scores", "test_labels", "test_injected"}
+HISTOGRAM_ARRAYS = {"train_suspicion", "train_out_of_sample", "train_is_noise"}
+HISTOGRAM_ARRAYS |= {"test_scores", "test_labels", "test_injected"}
 HEAT_MAP_ARRAYS = {"example_paths", "example_maps", "example_labels"}
 HEAT_MAP_CAPTION = (
     "Test images that were not injected, taken at even steps of the test set. The outline is the true mask, where "
     "there is one. Each model has a colour scale of its own, from the median to the 99.9 % quantile of its maps shown: "
     "brightness does not compare between models."
 )
+WITHOUT_IN_SAMPLE = "Noise AP is of out-of-sample rankings alone."
 DOTS_PER_INCH = 130
 
 
@@ -69,6 +73,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "curves": Kind("Over the noise ratio", "svg"),
+    "course": Kind("Over the epochs", "svg"),
     "histograms": Kind("Scores of images", "svg"),
     "heat_maps": Kind("Heat maps", "png"),
 }
@@ -82,12 +87,13 @@ class Job(NamedTuple):
     make: Callable[[], Figure]
 
 
-def draw(results: pd.DataFrame, output: Path) -> Drawn:
+def draw(results: pd.DataFrame, course: pd.DataFrame, output: Path) -> Drawn:
     """Draw every figure that the finished cells allow into ``figures``.
 
     Args:
         results: One row per cell that has run: ``data``, ``noise_ratio``, ``model``, ``seed``, ``status``, ``key``,
             ``config`` and the measures.
+        course: One row per measure in the course of a training, see :func:`.records.curves_of`; may be empty.
         output: The grid's folder; what the cells kept is in its ``cells``.
     """
     pictures: list[Picture] = []
@@ -99,7 +105,8 @@ def draw(results: pd.DataFrame, output: Path) -> Drawn:
         cells = example_cells(group)
         arrays, damaged = _load(cells, output)
         problems += damaged
-        for job in _jobs(group, cells, arrays, look):
+        of_data = course[course["data"] == data] if len(course) else course
+        for job in _jobs(group, of_data, cells, arrays, look):
             kind = KINDS[job.kind]
             path = output / FOLDER / f"{file_name(str(data))}_{job.kind}.{kind.ending}"
             try:
@@ -113,12 +120,21 @@ def draw(results: pd.DataFrame, output: Path) -> Drawn:
 
 
 def _jobs(
-    done: pd.DataFrame, cells: pd.DataFrame, arrays: Mapping[str, scores.Arrays], look: Mapping[str, Style]
+    done: pd.DataFrame,
+    course: pd.DataFrame,
+    cells: pd.DataFrame,
+    arrays: Mapping[str, scores.Arrays],
+    look: Mapping[str, Style],
 ) -> Iterator[Job]:
     """Yield the figures of one data set."""
     if done["noise_ratio"].nunique() > 1:
-        yield Job("curves", curves_caption(done), partial(curves, done, look))
-    where = f"Noise ratio {cells['noise_ratio'].iloc[0]:g}, seed {cells['seed'].iloc[0]}."
+        yield Job("curves", f"{curves_caption(done)} {WITHOUT_IN_SAMPLE}", partial(curves, compared(done), look))
+    ratio = cells["noise_ratio"].iloc[0]
+    if len(course):
+        shown = course[course["noise_ratio"] == ratio]
+        caption = f"Noise ratio {ratio:g}. {curves_caption(shown, 'epoch')} Nothing was chosen by these measures."
+        yield Job("course", caption, partial(curves, shown, look, "epoch", EPOCH_CURVES))
+    where = f"Noise ratio {ratio:g}, seed {cells['seed'].iloc[0]}."
     models = done["model"].unique().tolist()
     kept = {model: values for model, values in arrays.items() if values.keys() >= HISTOGRAM_ARRAYS}
     if kept:
@@ -162,16 +178,16 @@ def example_cells(done: pd.DataFrame) -> pd.DataFrame:
     return at_ratio[at_ratio["seed"] == at_ratio["seed"].min()]
 
 
-def curves_caption(done: pd.DataFrame) -> str:
+def curves_caption(done: pd.DataFrame, along: str = "noise_ratio") -> str:
     """Say what the curves show, and whether all their points are of the same seeds."""
     caption = "Means over the seeds, with bands of one standard deviation."
-    points = {point: tuple(sorted(set(part["seed"]))) for point, part in done.groupby(["noise_ratio", "model"])}
+    points = {point: tuple(sorted(set(part["seed"]))) for point, part in done.groupby([along, "model"])}
     if len(set(points.values())) < 2:
         return caption
     most = max(points.values(), key=len)
     fewer = "; ".join(
-        f"{model} at {ratio:g}: {', '.join(map(str, seeds))}"
-        for (ratio, model), seeds in points.items()
+        f"{model} at {point:g}: {', '.join(map(str, seeds))}"
+        for (point, model), seeds in points.items()
         if seeds != most
     )
     return (
@@ -187,12 +203,9 @@ def _without(models: list[str], kept: Mapping[str, object]) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all; the same figure gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
     metadata = {"Date": None} if path.suffix == ".svg" else None
-    with rc_context({"svg.hashsalt": path.name}):
-        figure.savefig(temporary, format=path.suffix[1:], dpi=DOTS_PER_INCH, facecolor="white", metadata=metadata)
-    temporary.replace(path)
+    with written_whole(path) as draft, rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(draft, format=path.suffix[1:], dpi=DOTS_PER_INCH, facecolor="white", metadata=metadata)
 
 
 def file_name(data: str) -> str:

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
-from anomalib_cdd.data.images import read_deep_grey
+from anomalib_cdd.training.reading import read_for_display
 from anomalib_cdd.training.visualization import crop_margins
 
 if TYPE_CHECKING:
@@ -143,11 +143,7 @@ def _image(panel: Axes, path: str, examples: list[Shown]) -> None:
 
 def _read(path: Path, size: tuple[int, ...]) -> Image.Image:
     """Read an image, scaled to about the size of a map."""
-    with Image.open(path) as image:
-        if image.mode[0] in "IF":
-            pixels = read_deep_grey(image).permute(1, 2, 0).numpy() * 255
-            return Image.fromarray(pixels.astype(np.uint8)).resize((2 * size[1], 2 * size[0]))
-        return image.convert("RGB").resize((2 * size[1], 2 * size[0]))
+    return read_for_display(path).resize((2 * size[1], 2 * size[0]))
 
 
 def _outline(panel: Axes, path: str, examples: Shown) -> None:

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""Curves over the noise ratio (the paper's Fig. 3) and histograms of image scores (Fig. 4).
+"""Curves over the noise ratio (the paper's Fig. 3) or the epochs, and histograms of image scores (Fig. 4).
 
 Figures are objects of their own: matplotlib's global state is not touched. A model has the same colour, marker and
 line in every figure; the colours are Okabe and Ito's, which the colour-blind can tell apart.
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
     from .scores import Arrays
 
-CURVES = {
+RATIO_CURVES = {
     "image_AUROC": "Image AUROC, no overlap",
     "image_AUROC_overlap": "Image AUROC, overlap",
     "noise_AP": "Noise AP",
     "pixel_AUROC": "Pixel AUROC, no overlap",
     "AUPRO": "AUPRO, no overlap",
+}
+EPOCH_CURVES = {
+    "image_AUROC": "Image AUROC, no overlap",
+    "image_AUROC_overlap": "Image AUROC, overlap",
+    "injected_AUROC": "Injected AUROC",
 }
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
@@ -55,14 +60,20 @@ def styles(models: Sequence[str]) -> dict[str, Style]:
     return {model: Style(*lines[i % len(lines)], marker=MARKERS[i % len(MARKERS)]) for i, model in enumerate(models)}
 
 
-def curves(done: pd.DataFrame, look: Mapping[str, Style]) -> Figure:
+def curves(
+    done: pd.DataFrame, look: Mapping[str, Style], along: str = "noise_ratio", titles: Mapping[str, str] = RATIO_CURVES
+) -> Figure:
     """Draw each measure of one data set over the noise ratio: means over the seeds, bands of one standard deviation.
 
+    A model that has one point alone, such as one that trains for one epoch, is a level line.
+
     Args:
-        done: Finished cells of one data set: ``noise_ratio``, ``model``, ``seed`` and the measures.
+        done: ``model``, ``seed``, the measures and what they are drawn along, of one data set.
         look: How each model is drawn.
+        along: The column of the horizontal axis.
+        titles: The measures and what stands above their panels.
     """
-    names = [name for name in CURVES if name in done and done[name].notna().any()]
+    names = [name for name in titles if name in done and done[name].notna().any()]
     n_rows = -(-len(names) // PANELS_A_ROW)
     n_columns = min(len(names), PANELS_A_ROW)
     figure = Figure(
@@ -71,10 +82,10 @@ def curves(done: pd.DataFrame, look: Mapping[str, Style]) -> Figure:
     panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for name, panel in zip(names, panels, strict=False):
         for model, group in done.groupby("model", sort=False):
-            _curve(panel, group, name, str(model), look[str(model)])
-        panel.set_title(CURVES[name], fontsize=11)
-        panel.set_xlabel("noise ratio")
-        panel.set_xticks(sorted(done["noise_ratio"].unique()))
+            _curve(panel, group, name, along, str(model), look[str(model)])
+        panel.set_title(titles[name], fontsize=11)
+        panel.set_xlabel(along.replace("_", " "))
+        panel.set_xticks(sorted(done[along].unique()))
         _plain_axes(panel)
     for panel in panels[len(names) :]:
         panel.remove()
@@ -82,9 +93,12 @@ def curves(done: pd.DataFrame, look: Mapping[str, Style]) -> Figure:
     return figure
 
 
-def _curve(panel: Axes, group: pd.DataFrame, name: str, model: str, style: Style) -> None:
-    points = group.groupby("noise_ratio")[name].agg(["mean", "std"]).dropna(subset=["mean"])
+def _curve(panel: Axes, group: pd.DataFrame, name: str, along: str, model: str, style: Style) -> None:
+    points = group.groupby(along)[name].agg(["mean", "std"]).dropna(subset=["mean"])
     if points.empty:
+        return
+    if len(points) == 1:
+        panel.axhline(points["mean"].item(), ls=style.dash, color=style.colour, label=model)
         return
     ratios, means = points.index.to_numpy(), points["mean"].to_numpy()
     deviations = points["std"].fillna(0).to_numpy()
@@ -107,6 +121,8 @@ def histograms(arrays: Mapping[str, Arrays], look: Mapping[str, Style]) -> Figur
         kinds = {"normal": (labels == 0) & ~injected, "anomalous": (labels == 1) & ~injected, "injected": injected}
         _histogram(test, kept["test_scores"], kinds)
         train.set_ylabel(model, color=look[model].colour, fontweight="bold", fontsize=11)
+        if not kept["train_out_of_sample"].all():
+            train.set_xlabel("in-sample", fontsize=8)
         if train is axes[0, 0]:
             counts = _counts({"normal": ~is_noise, "injected": is_noise})
             train.set_title(f"training images, by suspicion\n{counts}", fontsize=10)

@@ -16,8 +16,8 @@ from .tables import Table, finished, overview, setting_tables
 TITLE = "Comparison on training data that is not clean"
 READING = {
     "Numbers": (
-        "Mean ± standard deviation over the seeds. The best of a column is bold, the second best underlined. More is "
-        "better in every column."
+        "Mean ± standard deviation over the seeds. The best of a column is bold, the second best underlined, where "
+        "more is better."
     ),
     "No overlap, overlap": (
         "Without overlap the images injected into the training set are not in the test set; with overlap they are. One "
@@ -31,14 +31,18 @@ READING = {
     "injected_AUROC": "Injected images against normal test images.",
     "noise_AP, noise_precision": (
         "How well the ranking of the training images by suspicion finds the injected ones: its average precision, and "
-        "the share of injected images among the first n, where n were injected. CDD ranks by what the students of "
-        "other domains say of an image, any other model by its own score."
+        "the share of injected images among the first n, where n were injected. A ranking by a model's own scores of "
+        "images that it has learned from is marked as in-sample and not compared with the others."
     ),
     "F1_ratio": (
-        "F1 of the test images, without overlap, at the threshold that comes from the unlabelled training scores, over "
-        "the best F1 that any threshold reaches (F1_best): what a user without labels gets. F1_ratio is at the default "
-        "of LabelFreePostProcessor, the others by estimator; anomalib's is the highest training score, its threshold "
-        "where the validation images have no anomalous one."
+        "F1 of the test images, without overlap, at the default threshold of LabelFreePostProcessor, which comes from "
+        "the unlabelled training images, over the best F1 that any threshold reaches (F1_best)."
+    ),
+    "false_alarms, false_alarm_rate": (
+        "The share of good test images above that threshold, and the share that it states. Of pixels: in good images."
+    ),
+    "steps, fit_seconds": (
+        "Optimiser steps that the trainer counted, and seconds of the fit, without those of measuring in its course."
     ),
     "Exact configurations": "In results.csv, one row per cell.",
 }
@@ -127,5 +131,6 @@ def _cell_name(row: dict) -> str:
 
 def _measured_with(done: pd.DataFrame) -> str:
     """Return versions and devices, all of them where cells differ."""
-    names = [name for name in ("anomalib", "torch", "python", "device", "precision") if name in done]
+    known = ("anomalib_cdd", "commit", "anomalib", "torch", "python", "device", "precision")
+    names = [name for name in known if name in done]
     return ", ".join(f"{name} {' and '.join(sorted(set(done[name].astype(str))))}" for name in names)

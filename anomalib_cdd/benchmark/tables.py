@@ -6,21 +6,37 @@ A table is plain data; ``report.py`` writes it as Markdown and as HTML. Marks go
 that equal numbers have equal marks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-THRESHOLDS = ("F1_ratio_anomalib",)
 SETTINGS = {
     "No overlap": ("image_AUROC", "pixel_AUROC", "AUPRO", "PRO"),
     "Overlap": ("image_AUROC_overlap", "pixel_AUROC_overlap", "AUPRO_overlap", "PRO_overlap"),
     "Its own noise": ("injected_AUROC", "noise_AP", "noise_precision"),
-    "Threshold without labels": ("F1", "F1_best", "F1_ratio", *THRESHOLDS, "pixel_F1_ratio"),
+    "Threshold without labels": (
+        "F1",
+        "F1_best",
+        "F1_ratio",
+        "false_alarms",
+        "false_alarm_rate",
+        "pixel_F1_ratio",
+        "pixel_false_alarms",
+        "pixel_false_alarm_rate",
+    ),
+    "Training": ("steps", "fit_seconds"),
 }
+# of these more is not better
+UNRANKED = {"F1_best", "false_alarms", "false_alarm_rate", "pixel_false_alarms", "pixel_false_alarm_rate"}
+UNRANKED |= set(SETTINGS["Training"])
+# how well the ranking of the training images finds the bad ones
+OF_RANKING = ("noise_AP", "noise_precision")
 OVERVIEW = ("image_AUROC", "image_AUROC_overlap", "noise_AP")
 DECIMALS = 3
+WHOLE = set(SETTINGS["Training"])
+IN_SAMPLE = "(in-sample)"
 MISSING = "-"
 
 
@@ -55,6 +71,17 @@ def finished(results: pd.DataFrame) -> pd.DataFrame:
     return done
 
 
+def compared(done: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells without the measures of in-sample rankings: a model is lenient with what it has learned from.
+
+    Args:
+        done: Finished cells; ``out_of_sample`` says which ranking is not by the model's own scores.
+    """
+    names = [name for name in OF_RANKING if name in done]
+    is_out = done["out_of_sample"].eq(1) if "out_of_sample" in done else pd.Series(data=False, index=done.index)
+    return done.assign(**{name: done[name].where(is_out) for name in names})
+
+
 def setting_tables(group: pd.DataFrame) -> list[Table]:
     """Return the tables of one data set at one noise ratio, a row per model; without those that measured nothing.
 
@@ -72,17 +99,14 @@ def setting_tables(group: pd.DataFrame) -> list[Table]:
 def _setting_table(group: pd.DataFrame, title: str, names: list[str]) -> Table:
     models = group.groupby("model", sort=False)
     means, deviations, seeds = models[names].mean(), models[names].std(), models["seed"].nunique()
-    marks = {name: ranks(means[name]) for name in names}
+    marks = _marks(group, [name for name in names if name not in UNRANKED])
     rows = tuple(
         (
             plain(model),
             plain(seeds[model]),
-            *(
-                (Value(mean_text(means.loc[model, name], deviations.loc[model, name]), marks[name][i]),)
-                for name in names
-            ),
+            *((_value(means.loc[model, name], name, model, marks, deviations.loc[model, name]),) for name in names),
         )
-        for i, model in enumerate(means.index)
+        for model in means.index
     )
     columns = ("model", "seeds", *(name.removesuffix("_overlap") for name in names))
     return Table(title, columns, rows, seed_notes(group))
@@ -99,16 +123,36 @@ def overview(group: pd.DataFrame, title: str) -> Table:
     for data, part in group.groupby("data", sort=False):
         by_model = part.groupby("model", sort=False)[[name for name in OVERVIEW if name in part]].mean()
         means = by_model.reindex(index=models, columns=list(OVERVIEW))
-        marks = {name: ranks(means[name]) for name in OVERVIEW}
-        cells = (
-            tuple(Value(mean_text(means.loc[model, name]), marks[name][i]) for name in OVERVIEW)
-            for i, model in enumerate(models)
-        )
+        marks = _marks(part, [name for name in OVERVIEW if name in part])
+        cells = (tuple(_value(means.loc[model, name], name, model, marks) for name in OVERVIEW) for model in models)
         rows.append((plain(data), *cells))
     notes = [
         f"{data}: {note}" for data, part in group.groupby("data", sort=False) for note in seed_notes(part, short=True)
     ]
     return Table(title, ("data", *models), tuple(rows), tuple(notes))
+
+
+def _marks(group: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return each model's mark in each measure; a model without one is not in the comparison."""
+    means = compared(group).groupby("model", sort=False)[list(names)].mean()
+    return {
+        name: {
+            model: mark
+            for model, mark, mean in zip(means.index, ranks(means[name]), means[name], strict=True)
+            if not pd.isna(mean)
+        }
+        for name in names
+    }
+
+
+def _value(
+    mean: float, name: str, model: str, marks: Mapping[str, Mapping[str, int]], deviation: float = np.nan
+) -> Value:
+    text = mean_text(mean, deviation, 0 if name in WHOLE else DECIMALS)
+    of = marks.get(name, {})
+    if name in OF_RANKING and text != MISSING and model not in of:
+        text = f"{text} {IN_SAMPLE}"
+    return Value(text, of.get(model, 0))
 
 
 def seed_notes(group: pd.DataFrame, short: bool = False) -> tuple[str, ...]:
@@ -131,11 +175,11 @@ def ranks(column: Sequence[float] | pd.Series) -> list[int]:
     return [order.index(value) + 1 if value in order[:2] else 0 for value in values.tolist()]
 
 
-def mean_text(mean: float, deviation: float = np.nan) -> str:
+def mean_text(mean: float, deviation: float = np.nan, decimals: int = DECIMALS) -> str:
     """Return ``mean ± deviation``; the mean alone where there was one seed."""
     if pd.isna(mean):
         return MISSING
-    return f"{mean:.{DECIMALS}f}" + ("" if pd.isna(deviation) else f" ± {deviation:.{DECIMALS}f}")
+    return f"{mean:.{decimals}f}" + ("" if pd.isna(deviation) else f" ± {deviation:.{decimals}f}")
 
 
 def plain(text: object) -> tuple[Value, ...]:

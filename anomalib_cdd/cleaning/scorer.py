@@ -19,10 +19,11 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from tqdm.auto import tqdm
 
 from anomalib_cdd.data.clean import IMAGE_SIZE, REFERENCE_IMAGES
-from anomalib_cdd.data.images import check_images
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER, normalisation
 from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates, parts_of
 from anomalib_cdd.teachers.patches import DIMENSIONS, PatchExtractor, nearest_distances, random_projection
+from anomalib_cdd.training.read_alike import Reader, read_by
+from anomalib_cdd.training.reading import white_level
 
 from .recurrence import image_scores, suspicion
 
@@ -124,7 +125,7 @@ def dataset_of(paths: Sequence[str | Path]) -> AnomalibDataset:
     samples = samples.assign(label="normal", label_index=0, mask_path="", split="train")
     samples.attrs["task"] = "classification"
     dataset.samples = samples
-    check_images(dataset)
+    read_by(dataset, Reader(white_level(samples["image_path"])))
     return dataset
 
 

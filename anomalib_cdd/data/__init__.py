@@ -14,6 +14,7 @@ from anomalib_cdd.data.datamodules import (
 )
 from anomalib_cdd.data.elpv import Elpv, ElpvDataset, ElpvNoisy
 from anomalib_cdd.data.noise import NoiseInjection
+from anomalib_cdd.data.predict import PredictImages
 
 __all__ = [
     "BTechNoisy",
@@ -27,5 +28,6 @@ __all__ = [
     "MVTecLOCONoisy",
     "MVTecNoisy",
     "NoiseInjection",
+    "PredictImages",
     "VisaNoisy",
 ]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from anomalib.data import AnomalibDataset
@@ -58,8 +59,26 @@ class Cleaning:
     reference_images: int = REFERENCE_IMAGES
     seed: int = 0
 
+    @classmethod
+    def of(cls, given: Cleaning | Mapping[str, Any] | None) -> Cleaning | None:
+        """Take what a datamodule was given: anomalib's ``get_datamodule`` hands YAML over as it reads it.
+
+        Raises:
+            ValueError: If there is no such option, or its value is out of range.
+        """
+        if given is None or isinstance(given, Cleaning):
+            return given
+        known = [option.name for option in fields(cls)]
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            msg = f"clean: there is no {unknown[0]}; the options are {', '.join(known)}"
+            raise ValueError(msg)
+        return cls(**given)
+
     def __post_init__(self) -> None:
-        """Check the rule; raises ``ValueError``."""
+        """Check the rule, and make plain lists of YAML's; raises ``ValueError``."""
+        object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
+        object.__setattr__(self, "layers", None if self.layers is None else [str(layer) for layer in self.layers])
         if self.share is not None and self.deviations is not None:
             msg = f"clean: share={self.share} and deviations={self.deviations} exclude each other: give one"
             raise ValueError(msg)

@@ -7,7 +7,9 @@ Any other image datamodule of anomalib takes :class:`NoiseInjection` in the same
 
 import pandas as pd
 from anomalib.data import MPDD, BTech, Datumaro, Folder, MVTecAD, MVTecLOCO, Visa
+from anomalib.data.utils import Split
 
+from anomalib_cdd.data.folder import FolderImages, folder_samples
 from anomalib_cdd.data.noise import NoiseInjection
 
 
@@ -37,7 +39,14 @@ class MVTecLOCONoisy(NoiseInjection, MVTecLOCO):
 
 
 class FolderNoisy(NoiseInjection, Folder):
-    """Folders of one's own images with a noisy training set."""
+    """Folders of one's own images with a noisy training set; how they are read: ``docs/reading.md``."""
+
+    def _setup(self, _stage: str | None = None) -> None:
+        samples = folder_samples(
+            self.root, self.normal_dir, self.abnormal_dir, self.normal_test_dir, self.mask_dir, self.extensions
+        )
+        self.train_data = FolderImages(self.name, samples, Split.TRAIN)
+        self.test_data = FolderImages(self.name, samples, Split.TEST)
 
 
 class DatumaroNoisy(NoiseInjection, Datumaro):

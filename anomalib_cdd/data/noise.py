@@ -24,7 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_cdd.data.clean import FILE as CLEANED_FILE
 from anomalib_cdd.data.clean import Cleaned, Cleaning, clean_dataset
-from anomalib_cdd.data.images import check_images
+from anomalib_cdd.data.layouts import broken_links, leave_out_hidden, plain_root, what_to_mend
 from anomalib_cdd.data.manifest import (
     check_exclude_list,
     check_manifest,
@@ -32,6 +32,8 @@ from anomalib_cdd.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from anomalib_cdd.training.read_alike import EIGHT_BITS, Reader, ReadsSamples, read_by, refuse_other_model
+from anomalib_cdd.training.reading import white_level
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -133,10 +135,6 @@ def relative_names(paths: Iterable[str], root: str | Path | None) -> tuple[Path,
     return base, {name: path.relative_to(base).as_posix() for name, path in absolute.items()}
 
 
-def _broken_links(root: str | Path | None) -> list[Path]:
-    return [] if root is None else [path for path in Path(root).rglob("*") if path.is_symlink() and not path.exists()]
-
-
 class NoiseInjection(AnomalibDataModule):
     """Mixin before an anomalib datamodule: ``class MVTecNoisy(NoiseInjection, MVTecAD)``.
 
@@ -202,7 +200,7 @@ class NoiseInjection(AnomalibDataModule):
         self.max_normal = max_normal
         self.exclude = exclude
         self.seed = 0 if self.seed is None else self.seed  # a split by chance would change with every setup
-        self.clean = clean
+        self.clean = Cleaning.of(clean)
         self.cleaned: Cleaned | None = None
         self._injected_data: AnomalibDataset | None = None
         self._clean_data: AnomalibDataset | None = None
@@ -221,6 +219,8 @@ class NoiseInjection(AnomalibDataModule):
             msg = "injected_data is known once setup() has been called"
             raise RuntimeError(msg)
         self._injected_data.augmentations = self.test_data.augmentations
+        if isinstance(self.test_data, ReadsSamples):
+            read_by(self._injected_data, self.test_data.reader)
         return self._injected_data
 
     def write_manifest(self, path: str | Path) -> None:
@@ -247,11 +247,12 @@ class NoiseInjection(AnomalibDataModule):
             ValueError: If the data set cannot be read or does not have the images that are asked for.
         """
         super().setup(stage)
+        trainer = self.trainer
+        self._read_alike(getattr(trainer, "lightning_module", None), is_fit=stage == TrainerFn.FITTING)
         # a test reads no training image; an augmented set of a later call is the one that was cleaned
         if self.clean is not None and stage in {None, TrainerFn.FITTING} and self._clean_data is not self.train_data:
             self.cleaned = clean_dataset(self.train_data, self.clean, self.trainer)
             self._clean_data = self.train_data
-        trainer = self.trainer
         if (
             stage != TrainerFn.FITTING
             or trainer is None
@@ -265,28 +266,42 @@ class NoiseInjection(AnomalibDataModule):
         if self.cleaned is not None:
             self.cleaned.write(path.with_name(CLEANED_FILE), self._name_of)
 
+    def _read_alike(self, model: Any, *, is_fit: bool) -> None:
+        """Let every subset read as the model does; without a model of this package, by what the training set uses."""
+        subsets = [getattr(self, name) for name in ("train_data", "val_data", "test_data") if hasattr(self, name)]
+        reader = getattr(model, "reader", None) or getattr(self.train_data, "reader", None)
+        is_synthetic = any(isinstance(subset, SyntheticAnomalyDataset) for subset in subsets)
+        if reader is None or is_synthetic:
+            white = white_level(self.train_data.samples["image_path"])
+            reader = reader or Reader(white)
+            if is_synthetic and white is not None and white > EIGHT_BITS:
+                msg = "synthetic anomalies are drawn on images of eight bits, these have more: use another split mode"
+                raise ValueError(msg)
+        if is_fit:
+            refuse_other_model(model, reader)
+        for subset in subsets:
+            read_by(subset, reader)
+
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """Return the validation loader, or none at all with ``val_split_mode: none``, where anomalib's own fails."""
         return super().val_dataloader() if hasattr(self, "val_data") else []
 
     def _setup(self, _stage: str | None = None) -> None:
         try:
-            super()._setup(_stage)  # type: ignore[safe-super]
-        except ValueError as error:  # pandas', when masks are not as many as anomalous images
-            msg = (
-                f"{self.name} cannot be read: {error}. Does every anomalous test image have its ground truth mask, and "
-                "a file type that this data set takes (MVTec AD: .png only; any type: FolderNoisy)?"
-            )
+            with plain_root(self):
+                super()._setup(_stage)  # type: ignore[safe-super]
+        except (ValueError, TypeError) as error:  # pandas', when masks are not as many as anomalous images
+            msg = f"{self.name} cannot be read: {error}. {what_to_mend(self, str(error))}"
             raise ValueError(msg) from error
         except FileNotFoundError as error:  # anomalib's does not say which
-            broken = _broken_links(getattr(self, "root", None))
+            broken = broken_links(getattr(self, "root", None))
             if not broken:
                 raise
             msg = f"{self.name} cannot be read: {broken[0]} is a link to nowhere; mend or remove it"
             raise FileNotFoundError(msg) from error
-        for subset in ("train_data", "val_data", "test_data"):
-            if hasattr(self, subset):
-                check_images(getattr(self, subset))
+        root: Any = getattr(self, "root", None)
+        for subset in (self.train_data, self.test_data) if root is not None else ():
+            leave_out_hidden(subset, Path(root).resolve())
 
     def _create_test_split(self) -> None:
         # afterwards the test set is final, and validation not yet cut from it

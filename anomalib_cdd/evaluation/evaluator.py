@@ -14,6 +14,7 @@ import torch
 from anomalib.data import InferenceBatch
 from anomalib.metrics import AnomalibMetric, Evaluator
 from lightning.pytorch import LightningModule, Trainer
+from torch import distributed
 
 from anomalib_cdd.evaluation.predictions import Predictions
 from anomalib_cdd.evaluation.settings import score_injected, setting_measures
@@ -29,7 +30,8 @@ class FuadEvaluator(Evaluator):
     ``pixel_AUPRO`` is anomalib's, one curve over the whole test set; ``pixel_PRO`` is RD4AD's, the mean of one curve
     per anomalous image; both up to a false positive rate of 0.3. ``injected_AUROC`` sets the injected images against
     normal test images. What the data or the model cannot answer is not logged. With ``overlap: false`` the injected
-    images are no part of the test loader: they are scored when it ends.
+    images are no part of the test loader: they are scored when it ends. On several devices each tests its share of
+    the images and all measure the whole of them.
 
     Args:
         test_metrics: anomalib metrics to log as well, on what the post-processor made of the predictions.
@@ -92,10 +94,24 @@ class FuadEvaluator(Evaluator):
         """Score the injected images that the loader left out, and log every measure."""
         super().on_test_epoch_end(trainer, pl_module)
         self._hook.remove()
-        test, self._parts = Predictions.concatenate(self._parts), []
+        test, self._parts = _of_all_ranks(Predictions.concatenate(self._parts)), []
         datamodule: Any = getattr(trainer, "datamodule", None)
         clean, injected = score_injected(pl_module, datamodule, test, device=pl_module.device, progress=False)
         for name, value in setting_measures(clean, injected).items():
             if not np.isnan(value) and (len(injected) or not name.endswith("_overlap")):
                 stem = name.removesuffix("_overlap")
-                pl_module.log(NAMES.get(stem, stem) + name[len(stem) :], float(value))
+                # every rank has measured all images: the mean over them is the value
+                pl_module.log(NAMES.get(stem, stem) + name[len(stem) :], float(value), sync_dist=True)
+
+
+def _of_all_ranks(predictions: Predictions) -> Predictions:
+    """Join what each device has seen, without the images that a sampler dealt out twice to make the shares equal."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return predictions
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, predictions)
+    joined = Predictions.concatenate(parts)
+    _, first = np.unique(joined.image_paths, return_index=True)
+    keep = np.zeros(len(joined), dtype=bool)
+    keep[first] = True
+    return joined.select(keep)

@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score
 
 from anomalib_cdd.evaluation.measures import NAN, aupro, auroc, pro_per_image
 from anomalib_cdd.evaluation.predictions import Predictions, score_dataset
+from anomalib_cdd.training.report import report_of
 
 IMAGE_MEASURES = ("image_AUROC", "image_AUROC_overlap", "injected_AUROC", "noise_AP", "noise_precision")
 PIXEL_MEASURES = ("pixel_AUROC", "pixel_AUROC_overlap", "AUPRO", "AUPRO_overlap", "PRO", "PRO_overlap")
@@ -37,15 +38,15 @@ class Evaluation:
             set; ``PRO`` is RD4AD's, the mean of one curve per anomalous image; both up to a false positive rate of
             0.3. What the data or the model cannot answer is NaN: ``injected_AUROC``, ``noise_AP`` and
             ``noise_precision`` (at as many images as were injected) without injected images, pixel measures without
-            masks or maps, everything without both normal and anomalous test images.
-        training: The training images in the order of the data set, if they were scored for the ranking.
+            masks or maps, everything without both normal and anomalous test images. ``out_of_sample`` is 1 where
+            the ranking is by scores of what has not learned from the images, else 0: a ``noise_AP`` of one kind says
+            nothing beside one of the other.
     """
 
     clean: Predictions
     injected: Predictions
     ranking: pd.DataFrame
     measures: dict[str, float]
-    training: Predictions | None = None
 
 
 def fuad_measures(
@@ -71,7 +72,7 @@ def evaluate(
     ranking: pd.DataFrame | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-    keep_maps: bool = False,
+    keep_maps: bool | None = None,
 ) -> Evaluation:
     """Score and measure a trained model without and with overlap. Images of unknown label are left out of measures.
 
@@ -82,30 +83,27 @@ def evaluate(
         ranking: What :func:`training_ranking` returned, where that is known already.
         device: Where to compute. ``None`` takes the accelerator if there is one.
         progress: Whether to show progress bars.
-        keep_maps: Whether to keep the anomaly maps even where there are no masks to compare them with.
+        keep_maps: Whether to keep anomaly maps. ``None`` keeps them where there are masks to compare them with.
 
     Raises:
         ValueError: See :func:`score_dataset`.
     """
-    clean, injected = _score_test_sets(model, datamodule, device, progress, keep_maps)
-    training = None
+    clean, injected = score_test_sets(model, datamodule, device=device, progress=progress, keep_maps=keep_maps)
     if ranking is None:
-        training = score_training_set(
-            model, datamodule, keep_maps=clean.maps is not None, device=device, progress=progress
-        )
-        ranking = rank_training_set(model, datamodule, training)
+        ranking = training_ranking(model, datamodule, device=device, progress=progress)
     measures = setting_measures(clean, injected)
     measures["noise_AP"] = measures["noise_precision"] = NAN
     if "is_noise" in ranking and ranking["is_noise"].any():
         measures["noise_AP"] = float(average_precision_score(ranking["is_noise"], ranking["score"]))
         measures["noise_precision"] = float(ranking["is_noise"].head(int(ranking["is_noise"].sum())).mean())
     measures |= {
+        "out_of_sample": float(ranking["out_of_sample"].all()),
         "n_train": len(ranking),
         "n_injected": len(injected),
         "n_test_normal": int((clean.labels == 0).sum()),
         "n_test_anomalous": int((clean.labels == 1).sum()),
     }
-    return Evaluation(clean, injected, ranking, measures, training)
+    return Evaluation(clean, injected, ranking, measures)
 
 
 def setting_measures(clean: Predictions, injected: Predictions) -> dict[str, float]:
@@ -134,29 +132,21 @@ def training_ranking(
 ) -> pd.DataFrame:
     """Rank the training images, the most suspicious first.
 
-    A model that has met an image in training is lenient with it. One that knows better, such as :class:`Cdd` with its
-    cross-domain students, has a method ``training_suspicion`` that gives a score by image path, and is ranked by that;
-    any other by its own score of each image.
+    A model that has met an image in training is lenient with it. Where the model reports out-of-sample scores of its
+    training images (:class:`anomalib_cdd.training.report.ReportsTraining`) these rank; else its own, in-sample ones.
 
     Returns:
-        Columns ``rank`` (from 1), ``image_path``, ``score`` (what ranks), ``model_score`` (the model's own) and, where
-        the datamodule knows it, ``is_noise``.
+        Columns ``rank`` (from 1), ``image_path``, ``score`` (what ranks), ``model_score`` (the model's own),
+        ``out_of_sample`` (whether ``score`` is; the same in every row) and, where the datamodule knows it,
+        ``is_noise``.
 
     Raises:
         ValueError: See :func:`score_dataset`.
     """
-    predictions = score_training_set(model, datamodule, device=device, progress=progress)
-    return rank_training_set(model, datamodule, predictions)
-
-
-def score_training_set(model: AnomalibModule, datamodule: AnomalibDataModule, **kwargs: Any) -> Predictions:
-    """Score the training images the way the test images are seen; keyword arguments as in :func:`score_dataset`."""
     _ensure_setup(datamodule)
-    return _score(model, datamodule, datamodule.train_data, "training set", **kwargs)
-
-
-def rank_training_set(model: AnomalibModule, datamodule: AnomalibDataModule, predictions: Predictions) -> pd.DataFrame:
-    """Rank training images that are scored already; see :func:`training_ranking`."""
+    predictions = _score(
+        model, datamodule, datamodule.train_data, "training set", device=device, progress=progress, keep_maps=False
+    )
     return rank_predictions(model, predictions, datamodule.train_data.samples)
 
 
@@ -166,11 +156,13 @@ def rank_predictions(model: AnomalibModule, predictions: Predictions, samples: p
     Returns:
         The columns of :func:`training_ranking`.
     """
+    report = report_of(model, predictions.image_paths)
     ranking = pd.DataFrame(
         {
             "image_path": predictions.image_paths,
-            "score": _suspicion(model, predictions),
+            "score": predictions.scores if report is None else report.scores,
             "model_score": predictions.scores,
+            "out_of_sample": report is not None,
         }
     )
     if "is_noise" in samples:
@@ -178,15 +170,6 @@ def rank_predictions(model: AnomalibModule, predictions: Predictions, samples: p
     ranking = ranking.sort_values("score", ascending=False, kind="stable", ignore_index=True)
     ranking.insert(0, "rank", np.arange(1, len(ranking) + 1))
     return ranking
-
-
-def _suspicion(model: AnomalibModule, predictions: Predictions) -> NDArray[np.float32]:
-    """Return what the training said of these images, or the model's own scores where it said nothing of one."""
-    ask: Any = getattr(model, "training_suspicion", None)
-    told = ask() if ask else None
-    if not told or not all(path in told for path in predictions.image_paths):
-        return predictions.scores
-    return np.array([told[path] for path in predictions.image_paths], dtype=np.float32)
 
 
 def _test_measures(parts: list[Predictions]) -> dict[str, float]:
@@ -218,18 +201,29 @@ def _maps_and_masks(predictions: Predictions) -> tuple[NDArray[np.float32], NDAr
     return predictions.maps, predictions.masks
 
 
-def _score_test_sets(
+def score_test_sets(
     model: AnomalibModule,
     datamodule: AnomalibDataModule,
-    device: str | torch.device | None,
-    progress: bool,
-    keep_maps: bool,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    keep_maps: bool | None = None,
 ) -> tuple[Predictions, Predictions]:
-    """Score the test images that were not injected, and the injected ones."""
+    """Score the test images that were not injected, and the injected ones with their true labels.
+
+    Args:
+        model: A trained anomalib model.
+        datamodule: What it was trained on.
+        device: Where to compute. ``None`` takes the accelerator if there is one.
+        progress: Whether to show progress bars.
+        keep_maps: Whether to keep anomaly maps. ``None`` keeps them where there are masks to compare them with.
+    """
     _ensure_setup(datamodule)
-    keep_maps = keep_maps or datamodule.test_data.task == TaskType.SEGMENTATION
-    kwargs = {"device": device, "progress": progress, "keep_maps": keep_maps}
-    test = _score(model, datamodule, datamodule.test_data, "test set", **kwargs)
+    if keep_maps is None:
+        keep_maps = datamodule.test_data.task == TaskType.SEGMENTATION
+    test = _score(
+        model, datamodule, datamodule.test_data, "test set", device=device, progress=progress, keep_maps=keep_maps
+    )
     return score_injected(model, datamodule, test, device=device, progress=progress)
 
 

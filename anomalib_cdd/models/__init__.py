@@ -4,5 +4,7 @@
 
 from .cdd import Cdd
 from .crosspatch import CrossPatch
+from .dmdd import Dmdd
+from .mhkd import Mhkd
 
-__all__ = ["Cdd", "CrossPatch"]
+__all__ = ["Cdd", "CrossPatch", "Dmdd", "Mhkd"]

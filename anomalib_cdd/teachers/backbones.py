@@ -47,6 +47,7 @@ class Teacher(nn.Module):
         pre_trained: Whether to load weights. Without them the teacher is randomly initialised: for tests.
         weights: A local weight file for ``backbone`` (``.pth``, ``.pt``, ``.bin`` or ``.safetensors``) in place of
             timm's download.
+        strides: What ``None`` takes of a CNN.
 
     Raises:
         ValueError: If timm does not know the backbone, it has no such levels, or the file does not fit it.
@@ -60,10 +61,11 @@ class Teacher(nn.Module):
         layers: Sequence[str] | None = None,
         pre_trained: bool = True,
         weights: str | Path | None = None,
+        strides: Sequence[int] = DEFAULT_STRIDES,
     ) -> None:
         super().__init__()
         plan = _plan(backbone)
-        indices = _level_indices(backbone, plan, layers)
+        indices = _level_indices(backbone, plan, layers, strides)
         self.backbone = backbone
         self.network = _create_network(backbone, indices, pre_trained and weights is None, is_transformer(plan))
         if weights is not None:
@@ -143,7 +145,7 @@ def _plan(backbone: str) -> nn.Module:
         raise ValueError(msg) from error
 
 
-def _level_indices(backbone: str, plan: nn.Module, layers: Sequence[str] | None) -> list[int]:
+def _level_indices(backbone: str, plan: nn.Module, layers: Sequence[str] | None, wanted: Sequence[int]) -> list[int]:
     """Translate level names, or the default levels, to timm's feature indices."""
     info: Any = plan.feature_info
     transformer = is_transformer(plan)
@@ -156,12 +158,12 @@ def _level_indices(backbone: str, plan: nn.Module, layers: Sequence[str] | None)
         return sorted(names.index(layer) for layer in layers)
     if transformer:
         return default_blocks(names)
-    missing = [stride for stride in DEFAULT_STRIDES if stride not in strides]
+    missing = [stride for stride in wanted if stride not in strides]
     if missing:
         levels = dict(zip(names, strides, strict=True))
         msg = f"Backbone {backbone!r} has no level at stride {missing}: {levels}. Name its levels with `layers`."
         raise ValueError(msg)
-    return [len(strides) - 1 - strides[::-1].index(stride) for stride in DEFAULT_STRIDES]
+    return [len(strides) - 1 - strides[::-1].index(stride) for stride in wanted]
 
 
 def _create_network(backbone: str, indices: list[int], pre_trained: bool, transformer: bool) -> nn.Module:

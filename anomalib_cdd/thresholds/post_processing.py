@@ -38,8 +38,9 @@ class LabelFreePostProcessor(PostProcessor):
     """Thresholds and normalises any model's scores without a label.
 
     Takes the place of anomalib's ``PostProcessor``, with the same arguments and two more. The training images are
-    scored when the last checkpoint of a fit is saved, or the fit ends; no validation set is needed. A threshold maps to 0.5 and the median training score to 0.25, strictly monotonically:
-    nothing is clipped, so that ranking measures such as AUROC are those of the raw scores.
+    scored when the last checkpoint of a fit is saved, or the fit ends; no validation set is needed. A threshold maps to
+    0.5 and the median training score to 0.25, strictly monotonically: nothing is clipped, so that ranking measures such
+    as AUROC are those of the raw scores.
 
     Args:
         enable_normalization: Whether to normalise scores and maps.

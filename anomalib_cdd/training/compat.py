@@ -3,13 +3,14 @@
 """Everything here touches a private name of Lightning or anomalib; each says which public way it waits for."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from anomalib.data import ImageBatch, ImageItem
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -50,3 +51,25 @@ def set_root(trainer: Trainer, root: Path) -> None:
 def saves_within_an_epoch(callback: Checkpoint) -> bool:
     """Return whether a checkpoint callback saves by steps or by time: it tells nobody."""
     return bool(getattr(callback, "_every_n_train_steps", 0) or getattr(callback, "_train_time_interval", None))
+
+
+def datasets_of(trainer: Trainer, stage: str) -> list[Dataset]:
+    """Return the data sets that a stage reads, of its data module or its loaders; a fit's training set comes first.
+
+    Args:
+        trainer: A trainer whose run is being set up.
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+    """
+    loops: dict[str, list[Any]] = {
+        "fit": [trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop],
+        "validate": [trainer.validate_loop],
+        "test": [trainer.test_loop],
+        "predict": [trainer.predict_loop],
+    }
+    # before a loop runs there is no public name for what it was given; `trainer.datamodule` may be of an earlier run
+    given = [loop._data_source.instance for loop in loops[stage]]  # noqa: SLF001
+    if isinstance(given[0], LightningDataModule):
+        names = [f"{subset}_data" for subset in ("train", "val", "test")]
+        return [getattr(given[0], name) for name in names if hasattr(given[0], name)]
+    loaders = [loader for one in given if one is not None for loader in CombinedLoader(one, "sequential").flattened]
+    return [loader.dataset for loader in loaders if hasattr(loader, "dataset")]

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every model of this package has unless told otherwise: post-processor, audit, visualiser, pre-processor.
+"""What every model of this package has unless told otherwise: post-processor, audit, visualiser, pre-processor, reader.
 
 The rooms above this one say what these are (:func:`provide`, called when the package is imported), so that a model
 knows neither of them and can move into anomalib as it stands.
@@ -19,6 +19,8 @@ from anomalib_cdd.teachers.backbones import IMAGENET_MEAN, IMAGENET_STD, normali
 
 from .checkpoints import guard_checkpoints
 from .exports import FaithfulExports
+from .read_alike import ReadAlike, Reader
+from .reading import WHITE
 from .results import link_latest, use_one_results_folder
 from .visualization import UncroppedVisualizer
 
@@ -63,11 +65,32 @@ class LabelFreeDefaults(FaithfulExports):
         if self.trainer.is_global_zero:
             link_latest(Path(self.trainer.default_root_dir))
 
+    @property
+    def reader(self) -> Reader:
+        """Reads images as the model's training set was read; every data set that the model is given reads by it."""
+        return self.__dict__.setdefault("_reader", Reader())
+
+    @property
+    def white_level(self) -> int:
+        """What became 1 in training images of more than eight bits; 65535 if there were none. For ``read_image``."""
+        return self.reader.white or WHITE
+
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return the model's components that are callbacks and, unless ``audit`` is off, the audit."""
+        """Return the model's components that are callbacks, its reading and, unless ``audit`` is off, the audit."""
         callbacks: Any = super().configure_callbacks()  # type: ignore[misc]  # AnomalibModule's
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+        callbacks.append(ReadAlike())
         return [*callbacks, _PROVIDED["audit"]()] if self.hparams.get("audit", True) else callbacks  # type: ignore[attr-defined]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is white to the model."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        checkpoint["white_level"] = self.reader.white
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read from now on as the checkpoint's training did."""
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        self.reader.white = checkpoint.get("white_level")
 
     def configure_post_processor(self) -> PostProcessor:
         """Return the default post-processor: thresholds and normalisation from the training images alone."""

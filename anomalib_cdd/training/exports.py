@@ -71,7 +71,9 @@ class _MatrixResize(nn.Module):
         if size is None or len(size) != 2:  # the size of the result depends on the image's
             size = self.resize(torch.empty(1, *images.shape[-2:], device="meta")).shape[-2:]
         down, across = (resize_matrix(*sides, images.device) for sides in zip(images.shape[-2:], size, strict=True))
-        return down.to(images.dtype) @ images @ across.to(images.dtype).mT
+        columns = down.to(images.dtype) @ images
+        # ends in a transpose: OpenVINO in 8 bits fails to fuse a normalisation of channels into a product
+        return (across.to(images.dtype) @ columns.mT).mT
 
 
 def resize_matrix(length: int, size: int, device: torch.device | None = None) -> Tensor:
@@ -91,5 +93,6 @@ def resize_matrix(length: int, size: int, device: torch.device | None = None) ->
     # in whole numbers, units of 1 / (2 size) of a pixel: OpenVINO may round floats to bf16, 8 bits for a coordinate
     pixels = (2 * torch.arange(length, device=device) + 1) * size
     centres = (2 * torch.arange(size, device=device) + 1) * length
-    weights = (2 * torch.sym_max(length, size) - (pixels - centres[:, None]).abs()).clamp_min(0)
+    distances = (pixels - centres[:, None]).abs()
+    weights = (distances.neg() + 2 * torch.sym_max(length, size)).clamp_min(0)
     return weights.float() / weights.sum(dim=1, keepdim=True).float()

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import Transform
 
 from .compat import training_loader
+from .read_alike import as_trained
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,8 @@ class TrainingImages(NamedTuple):
         Yields:
             Batches of shape ``(B, 3, H, W)``, on the model's device.
         """
-        dataset, transform = self.dataset, getattr(model.pre_processor, "transform", None)
+        dataset, transform = copy.copy(self.dataset), getattr(model.pre_processor, "transform", None)
+        as_trained(model, dataset)
         if most is not None and len(dataset) > most:
             dataset = dataset.subsample([i * len(dataset) // most for i in range(most)])
         for batch in evaluation_loader(dataset, self.augmentations, transform, self.batch_size):

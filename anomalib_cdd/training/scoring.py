@@ -5,6 +5,7 @@
 Scores and maps are the model's own, before the post-processor: its normalisation clips, and clipping makes ties.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from torchvision.transforms.v2 import Transform
 from tqdm.auto import tqdm
 
 from .images import evaluation_loader
+from .read_alike import as_trained
 
 
 @torch.no_grad()
@@ -42,6 +44,8 @@ def iterate_predictions(
         ValueError: See :func:`score_dataset`.
     """
     transform = getattr(model.pre_processor, "transform", None)
+    dataset = copy.copy(dataset)
+    as_trained(model, dataset)
     loader = evaluation_loader(dataset, augmentations, transform, batch_size, num_workers)
     home, was_training = model.device, model.training
     device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")

@@ -2,18 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heat maps where they belong on images that the model crops.
 
-anomalib draws an image as it is on disk and stretches the map of its cropped middle over the whole of it. Here the
-map is given the margins back that the crop took.
+anomalib draws an image as it lies on disk and stretches the map of its cropped middle over the whole of it. Here the
+map is given the margins back that the crop took, and the image is read as the model reads it.
 """
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
+from torchvision.transforms.v2.functional import to_dtype, to_image
+
+from .reading import read_for_display
 
 if TYPE_CHECKING:
     from anomalib.data import ImageBatch
@@ -71,11 +77,25 @@ class UncroppedVisualizer(ImageVisualizer):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the batch; anomalib calls this after batches of a prediction too."""
+        del outputs, batch_idx, dataloader_idx
         margins = crop_margins(getattr(pl_module.pre_processor, "transform", None))
-        if any(margins):
-            batch = copy.copy(batch)
+        reader = getattr(pl_module, "reader", None)
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        self.output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
+        for item in batch:
+            drawn = copy.copy(item)
             for name in ("anomaly_map", "pred_mask", "gt_mask"):
-                maps = getattr(batch, name, None)
-                if maps is not None:
-                    setattr(batch, name, uncrop(maps, margins))
-        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+                value = getattr(item, name, None)
+                if value is not None and any(margins):
+                    setattr(drawn, name, uncrop(value, margins))
+            if item.image_path:
+                # anomalib's own reading would be dark or white, or lie on its side
+                photo = read_for_display(item.image_path, reader and reader.white)
+                drawn.image, drawn.image_path = to_dtype(to_image(photo), torch.float32, scale=True), None
+            picture = self.visualize(drawn)
+            if isinstance(picture, Image.Image):
+                place: Any = {key: getattr(datamodule, key, None) for key in ("name", "category")}
+                path = generate_output_filename(
+                    item.image_path or "", self.output_dir, dataset_name=place["name"], category=place["category"]
+                )
+                picture.save(path)

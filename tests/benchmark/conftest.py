@@ -103,6 +103,7 @@ def kept_arrays(rng: np.random.Generator, ratio: float, images: Path, masks: boo
         Image.new("RGB", (60, 40), "grey").save(path)
     arrays = {
         "train_suspicion": rng.normal(np.arange(40 + n_injected) >= 40).astype(np.float32),
+        "train_out_of_sample": np.ones(40 + n_injected, dtype=bool),
         "train_is_noise": np.arange(40 + n_injected) >= 40,
         "test_scores": rng.normal(labels.astype(float)).astype(np.float32),
         "test_labels": labels.astype(np.int64),

@@ -10,22 +10,21 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from anomalib_cdd.benchmark import grid
 from anomalib_cdd.benchmark.paper import paper_results
+from anomalib_cdd.benchmark.plan import Cell
+from anomalib_cdd.cli.fuad import cells_of, get_parser
 from anomalib_cdd.models.cdd.checks import check_options
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CELLS = {
-    "fuad": 3 * 4 * 3 * 3,
-    "ablation_domain_optimizer": 5 * 3,
-    "ablation_few_images": 3 * 5 * 3,
-    "ablation_precision": 2 * 3,
+    "fuad": 4 * 4 * 4 * 3,
+    "bottle": 2 * 5 * 3,
+    "small_sets": 2 * 5 * 3,
     "ablation_table4": 6 * 3,
     "ablation_table5": 5 * 3,
     "ablation_table6": 3 * 3,
     "ablation_table_a1": 5 * 3,
     "ablation_table_a2": 4 * 3,
-    "ablation_visits": 3 * 2 * 3,
     "long_training": 2 * 3,
     "paper_mvtec_table": 15 * 4 * 3,
     "paper_visa_table": 12 * 4 * 3,
@@ -50,8 +49,9 @@ TABLES = {
 
 
 @cache
-def plan(name: str) -> list[grid.Cell]:
-    return grid.plan(grid.get_parser().parse_args(["--config", str(CONFIGS / f"{name}.yaml")]))
+def plan(name: str) -> list[Cell]:
+    config = get_parser().parse_args(["--config", str(CONFIGS / f"{name}.yaml"), "--data_root", "datasets"])
+    return cells_of(config)
 
 
 def models_of(name: str) -> dict[str, dict[str, Any]]:
@@ -70,9 +70,10 @@ def test_a_grid_has_its_cells_and_no_two_are_the_same(name: str) -> None:
     assert len(cells) == len({cell.key for cell in cells}) == CELLS[name]
     for cell in cells:
         if cell.config["model"]["class_path"] == "anomalib_cdd.Cdd":
-            options = {"gradient_clip_val": None} | cell.config["model"]["init_args"]
+            options = cell.config["model"]["init_args"]
+            plain = {key: value for key, value in options.items() if key != "pre_processor"}
             # raises if an option is out of range or two contradict each other
-            check_options(OmegaConf.create({key: value for key, value in options.items() if key != "pre_processor"}))
+            check_options(OmegaConf.create(plain), plain)
 
 
 def test_table_4_has_the_papers_rows() -> None:
@@ -113,3 +114,19 @@ def test_the_papers_tables_have_its_categories(name: str, data: str) -> None:
     assert {cell.config["trainer"].get("max_epochs") for cell in cells if cell.model != "patchcore"} == {200}
     rd = models_of(name)["rd"]
     assert not any(rd[switch] for switch in TICKS)
+
+
+@pytest.mark.parametrize("name", ["bottle", "small_sets"])
+def test_the_long_grids_measure_the_course_of_every_training(name: str) -> None:
+    cells = plan(name)
+    assert {cell.config["measure_every"] for cell in cells} == {25}
+    assert {cell.config["trainer"].get("max_epochs") for cell in cells if "patchcore" not in cell.model} == {200}
+    kinds = {cell.config["model"]["init_args"].get("domain_students") for cell in cells if "cdd" in cell.model}
+    assert kinds == {"forked", "persistent", 0.5}
+
+
+def test_patchcore_has_its_own_coreset_in_every_grid() -> None:
+    for name in CELLS:
+        for cell in plan(name):
+            if cell.config["model"]["class_path"].endswith("Patchcore"):
+                assert cell.config["model"]["init_args"]["coreset_sampling_ratio"] == 0.1, name

@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from anomalib_cdd.benchmark import figures
 from anomalib_cdd.benchmark.figures import curves_caption, draw, example_cells, file_name
 from anomalib_cdd.benchmark.heat_maps import COLOUR_QUANTILES, frame_of, heat_maps
-from anomalib_cdd.benchmark.plots import BINS, CURVES, KIND_COLOURS, curves, histograms, styles
+from anomalib_cdd.benchmark.plots import BINS, KIND_COLOURS, RATIO_CURVES, curves, histograms, styles
 from anomalib_cdd.benchmark.scores import Arrays, load
 
 MODELS = ["cdd", "rd", "patchcore"]
@@ -41,8 +41,8 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def test_curves_are_the_means_and_their_bands_the_deviations(make_grid: Any) -> None:
     frame = make_grid(noise_ratios=(0.2, 0.0, 0.1), seeds=(0, 1, 2))
     panels = {panel.get_title(): panel for panel in curves(frame, LOOK).axes}
-    assert list(panels) == list(CURVES.values())
-    for name, title in CURVES.items():
+    assert list(panels) == list(RATIO_CURVES.values())
+    for name, title in RATIO_CURVES.items():
         for line, band in zip(panels[title].lines, panels[title].collections, strict=True):
             of_model = frame[frame["model"] == line.get_label()]
             points = of_model.groupby("noise_ratio")[name].agg(["mean", "std"]).dropna()
@@ -56,11 +56,11 @@ def test_curves_are_the_means_and_their_bands_the_deviations(make_grid: Any) -> 
 
 def test_without_masks_there_are_no_panels_of_pixels(make_grid: Any) -> None:
     figure = curves(make_grid(masks=False), LOOK)
-    assert [panel.get_title() for panel in figure.axes] == list(CURVES.values())[:3]
+    assert [panel.get_title() for panel in figure.axes] == list(RATIO_CURVES.values())[:3]
 
 
 def test_one_noise_ratio_makes_no_curve(make_grid: Any, output: Path) -> None:
-    drawn = draw(make_grid(noise_ratios=(0.1,)), output)
+    drawn = draw(make_grid(noise_ratios=(0.1,)), pd.DataFrame(), output)
     assert [picture.kind for picture in drawn.pictures] == ["histograms", "heat_maps"]
 
 
@@ -98,7 +98,7 @@ def test_a_model_that_has_nothing_to_show_is_named(make_grid: Any, output: Path)
     frame = make_grid()
     key = example_cells(frame).query("model == 'rd'")["key"].item()
     (output / "cells" / f"{key}.npz").unlink()
-    captions = {picture.kind: picture.caption for picture in draw(frame, output).pictures}
+    captions = {picture.kind: picture.caption for picture in draw(frame, pd.DataFrame(), output).pictures}
     assert all(captions[kind].endswith("Nothing to show of rd.") for kind in ("histograms", "heat_maps"))
 
 
@@ -208,7 +208,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_drawn(make_grid: Any, output: P
     key = example_cells(frame).query("model == 'rd'")["key"].item()
     path = output / "cells" / f"{key}.npz"
     path.write_bytes(path.read_bytes()[:200])
-    drawn = draw(frame, output)
+    drawn = draw(frame, pd.DataFrame(), output)
     assert len(drawn.problems) == 1
     assert f"{path} is damaged" in drawn.problems[0]
     assert [picture.kind for picture in drawn.pictures] == ["curves", "histograms", "heat_maps"]
@@ -227,7 +227,7 @@ def test_a_figure_that_fails_is_named_and_the_others_are_drawn(
         save(figure, path)
 
     monkeypatch.setattr(figures, "save", fails)
-    drawn = draw(make_grid(), output)
+    drawn = draw(make_grid(), pd.DataFrame(), output)
     assert [picture.kind for picture in drawn.pictures] == ["curves", "heat_maps"]
     assert "tiles_histograms.svg could not be drawn" in drawn.problems[0]
 
@@ -236,7 +236,7 @@ def test_scores_that_do_not_belong_together_are_named(make_grid: Any, output: Pa
     frame = make_grid()
     path = output / "cells" / f"{example_cells(frame)['key'].iloc[0]}.npz"
     np.savez(path, **(load(path) or {}) | {"train_is_noise": np.zeros(3, dtype=bool)})
-    [problem] = draw(frame, output).problems
+    [problem] = draw(frame, pd.DataFrame(), output).problems
     assert str(path) in problem
     assert "train_is_noise" in problem
 
@@ -245,14 +245,16 @@ def test_cells_that_kept_no_scores_have_curves_alone(make_grid: Any, output: Pat
     frame = make_grid()
     for path in output.glob("cells/*.npz"):
         path.unlink()
-    drawn = draw(frame, output)
+    drawn = draw(frame, pd.DataFrame(), output)
     assert [picture.kind for picture in drawn.pictures] == ["curves"]
     assert drawn.problems == ()
 
 
 def test_the_same_results_give_the_same_files_and_leave_matplotlib_alone(make_grid: Any, output: Path) -> None:
     frame = make_grid()
-    first, second = ([picture.path.read_bytes() for picture in draw(frame, output).pictures] for _ in range(2))
+    first, second = (
+        [picture.path.read_bytes() for picture in draw(frame, pd.DataFrame(), output).pictures] for _ in range(2)
+    )
     assert first == second
     assert not _pylab_helpers.Gcf.figs
     assert not [path for path in (output / figures.FOLDER).iterdir() if path.name.startswith(".")]

@@ -3,6 +3,9 @@
 """The grid runs each cell once, survives kills and failures, and names what is wrong before anything runs."""
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,11 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from anomalib_cdd.benchmark import grid as fuad
+import anomalib_cdd
+from anomalib_cdd.benchmark import revision
+from anomalib_cdd.benchmark import run as grid
+from anomalib_cdd.benchmark.plan import Cell
+from anomalib_cdd.cli import fuad
 from anomalib_cdd.cli.entries import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -63,16 +70,23 @@ def make(tmp_path: Path, mvtec_root: Path) -> Make:
     return _make
 
 
+def record_of(cell: Cell, **fields: Any) -> dict[str, Any]:
+    """What a cell that took no time leaves."""
+    measures = {"image_AUROC": 0.5 + 0.1 * cell.seed, "image_AUROC_overlap": None}
+    empty = {"course": [], "fit_seconds": 1.0, "wall_seconds": 1.0, "environment": {"precision": "32-true"}}
+    return {"status": "done", "measures": measures, "key": cell.key, "config": cell.config} | empty | fields
+
+
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the cells that were trained, in order; training itself is a stand-in."""
     names: list[str] = []
 
-    def train(cell: fuad.Cell, config: Namespace) -> tuple[dict[str, float | None], float, dict[str, np.ndarray]]:
+    def train(cell: Cell, *args: Any) -> Any:
         names.append(str(cell))
-        return {"image_AUROC": 0.5 + 0.1 * cell.seed, "image_AUROC_overlap": None}, 1.0, {"test_scores": np.zeros(2)}
+        return record_of(cell), {"test_scores": np.zeros(2)}
 
-    monkeypatch.setattr(fuad, "_train_and_measure", train)
+    monkeypatch.setattr(grid, "run_cell", train)
     return names
 
 
@@ -94,15 +108,19 @@ def test_a_grid_ends_in_measures_of_every_cell(make: Make, tmp_path: Path, capsy
     assert lines[1].startswith("[1/2] tiles noise 0.5 padim seed 0: image_AUROC")
     assert lines[1].endswith("left")
     assert not list((tmp_path / "out").rglob("*.ckpt"))
+    assert set(results["anomalib_cdd"]) == {anomalib_cdd.__version__}
+    assert results["commit"].notna().all()
+    assert set(results["out_of_sample"]) == {0.0}
+    assert results["false_alarm_rate"].eq(0.05).all()
 
 
 @pytest.mark.parametrize(("is_fast", "taken"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_bf16_is_taken_where_it_is_fast_and_the_results_say_which(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fast: bool, taken: str
 ) -> None:
-    monkeypatch.setattr(fuad, "computes_in_bf16", lambda device: is_fast)
+    monkeypatch.setattr(grid, "computes_in_bf16", lambda device: is_fast)
     seen = []
-    monkeypatch.setattr(fuad, "Engine", lambda **trainer: seen.append(trainer["precision"]) or fail())
+    monkeypatch.setattr(grid, "Engine", lambda **trainer: seen.append(trainer["precision"]) or fail())
     padim = {**with_args(PADIM, pre_processor=SMALL), "trainer": {"precision": "bf16-mixed"}}
     asked = make(seeds=[0], models={"padim": padim})
     assert fuad.run(asked) == 1
@@ -132,18 +150,18 @@ def test_finished_cells_are_not_run_again(make: Make, trained: list[str]) -> Non
 def test_a_killed_run_loses_only_its_cell(
     make: Make, trained: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    train = fuad._train_and_measure
+    train = grid.run_cell
 
-    def killed(cell: fuad.Cell, config: Namespace) -> Any:
+    def killed(cell: Cell, *args: Any) -> Any:
         if cell.seed == 1:
             raise KeyboardInterrupt
-        return train(cell, config)
+        return train(cell, *args)
 
-    monkeypatch.setattr(fuad, "_train_and_measure", killed)
+    monkeypatch.setattr(grid, "run_cell", killed)
     with pytest.raises(KeyboardInterrupt):
         fuad.run(make())
     assert len(pd.read_csv(tmp_path / "out" / "results.csv")) == 1
-    monkeypatch.setattr(fuad, "_train_and_measure", train)
+    monkeypatch.setattr(grid, "run_cell", train)
     assert fuad.run(make()) == 0
     assert trained == ["tiles noise 0.5 padim seed 0", "tiles noise 0.5 padim seed 1"]
 
@@ -151,22 +169,21 @@ def test_a_killed_run_loses_only_its_cell(
 def test_a_failure_is_recorded_the_rest_goes_on_and_it_is_tried_again(
     make: Make, trained: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    train = fuad._train_and_measure
+    train = grid.run_cell
 
-    def fails(cell: fuad.Cell, config: Namespace) -> Any:
+    def fails(cell: Cell, *args: Any) -> Any:
         if cell.seed == 0:
-            msg = "no memory left"
-            raise RuntimeError(msg)
-        return train(cell, config)
+            return record_of(cell, status="failed", error="RuntimeError: no memory left", measures={}), None
+        return train(cell, *args)
 
-    monkeypatch.setattr(fuad, "_train_and_measure", fails)
+    monkeypatch.setattr(grid, "run_cell", fails)
     assert fuad.run(make()) == 1
     results = pd.read_csv(tmp_path / "out" / "results.csv")
     assert results["status"].tolist() == ["failed", "done"]
     assert results["error"][0] == "RuntimeError: no memory left"
     assert "seed 0: `RuntimeError: no memory left`" in (tmp_path / "out" / "report.md").read_text()
     assert "FAILED, RuntimeError: no memory left" in capsys.readouterr().out
-    monkeypatch.setattr(fuad, "_train_and_measure", train)
+    monkeypatch.setattr(grid, "run_cell", train)
     assert fuad.run(make()) == 0
     assert trained == ["tiles noise 0.5 padim seed 1", "tiles noise 0.5 padim seed 0"]
 
@@ -183,13 +200,13 @@ def test_a_dry_run_lists_the_cells(make: Make, trained: list[str], capsys: pytes
 
 
 def test_where_the_images_lie_is_not_part_of_a_cell(make: Make, tmp_path: Path) -> None:
-    here, there = fuad.plan(make()), fuad.plan(make("--data_root", str(tmp_path)))
+    here, there = fuad.cells_of(make()), fuad.cells_of(make("--data_root", str(tmp_path)))
     assert [cell.key for cell in here] == [cell.key for cell in there]
     assert len({cell.key for cell in here}) == 2
 
 
 def test_the_seed_reaches_injection_and_model(make: Make) -> None:
-    cells = fuad.plan(make(models={"cdd": {"class_path": "anomalib_cdd.Cdd"}}, seeds=[7]))
+    cells = fuad.cells_of(make(models={"cdd": {"class_path": "anomalib_cdd.Cdd"}}, seeds=[7]))
     assert cells[0].config["data"]["init_args"]["noise_seed"] == 7
     assert cells[0].config["model"]["init_args"]["seed"] == 7
 
@@ -226,11 +243,75 @@ def test_an_unknown_key_of_the_grid_is_named(make: Make, capsys: pytest.CaptureF
     assert "seedz" in capsys.readouterr().err
 
 
-def test_time_left_counts_what_the_same_model_took(make: Make) -> None:
-    models = {"fast": PADIM, "slow": with_args(PADIM, n_features=5)}
-    cells = fuad.plan(make(models=models))
-    records: list[Any] = [{"status": "done", "wall_seconds": 10}, {"status": "done", "wall_seconds": 100}, None, None]
-    assert fuad._seconds_left(cells, records, [2, 3]) == 110
-    assert fuad._seconds_left(cells, records, []) == 0
-    records[1] = None
-    assert fuad._seconds_left(cells, records, [1, 2, 3]) == 30
+def test_time_left_counts_what_the_same_model_took(
+    make: Make, trained: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    train = grid.run_cell
+
+    def timed(cell: Cell, *args: Any) -> Any:
+        record, arrays = train(cell, *args)
+        return record | {"wall_seconds": 10.0 if cell.model == "fast" else 100.0}, arrays
+
+    monkeypatch.setattr(grid, "run_cell", timed)
+    fuad.run(make(models={"fast": PADIM, "slow": with_args(PADIM, n_features=5)}))
+    left = [line.rpartition("; ")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    # after the first, three like it; after both, one of each; then the slow one alone
+    assert left == ["0 min 30 s left", "1 min 50 s left", "1 min 40 s left", "0 min 00 s left"]
+
+
+def test_the_course_of_a_training_is_measured_and_leaves_it_as_it_is(make: Make, tmp_path: Path) -> None:
+    cdd = {
+        "class_path": "anomalib_cdd.Cdd",
+        "init_args": {"backbone": "resnet18", "pre_trained": False, "pre_processor": SMALL, "domains": [2]},
+        "trainer": {"max_epochs": 5},
+    }
+    ends = []
+    for name, every in (("plain", None), ("measured", 2)):
+        options = {"models": {"cdd": cdd}, "seeds": [0], "output": str(tmp_path / name)}
+        assert fuad.run(make(**options, **({"measure_every": every} if every else {}))) == 0
+        ends.append(pd.read_csv(tmp_path / name / "results.csv"))
+    assert ends[0]["image_AUROC"][0] == ends[1]["image_AUROC"][0]
+    assert ends[0]["key"][0] != ends[1]["key"][0]
+    curves = pd.read_csv(tmp_path / "measured" / "curves.csv")
+    assert curves["epoch"].tolist() == [2, 4, 5]
+    assert curves["image_AUROC"].iloc[-1] == ends[1]["image_AUROC"][0]
+    assert curves[["image_AUROC", "image_AUROC_overlap", "injected_AUROC"]].notna().all(axis=None)
+    assert not (tmp_path / "plain" / "curves.csv").exists()
+    assert list((tmp_path / "measured" / "figures").glob("*course*"))
+
+
+CHANGES = """
+import sys
+from pathlib import Path
+from anomalib_cdd.benchmark import revision
+
+for path, text in (("", ""), *zip(sys.argv[1::2], sys.argv[2::2])):
+    file = Path("anomalib_cdd") / path
+    old = file.read_text() if path else ""
+    if path:
+        file.write_text(old + text)
+    revision.forget()
+    print(revision.fingerprint("anomalib_cdd.Cdd"), revision.fingerprint("anomalib.models.Padim"))
+    if path:
+        file.write_text(old)
+"""
+
+
+def test_a_change_of_the_methods_code_makes_a_cell_new(tmp_path: Path) -> None:
+    shutil.copytree(revision.PACKAGE, tmp_path / "anomalib_cdd")
+    changes = {
+        "models/cdd/loss.py": "# a remark\n",
+        "benchmark/tables.py": "WIDTH = 3\n",
+        "models/cdd/domains.py": "POWER = 1\n",
+        "data/noise.py": "SEED = 1\n",
+    }
+    command = [sys.executable, "-W", "ignore", "-c", CHANGES, *[each for pair in changes.items() for each in pair]]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
+    before, remark, report, method, data = [tuple(said[i : i + 2]) for i in range(0, 10, 2)]
+    assert len(set(before)) == 2
+    # a comment, and the report: nothing that a result comes from
+    assert remark == report == before
+    assert method[0] != before[0]
+    assert method[1] == before[1]
+    assert data[0] != before[0]
+    assert data[1] != before[1]

@@ -153,7 +153,7 @@ class Page(HTMLParser):
 
 def test_the_page_holds_together_and_needs_no_other_file(make_grid: Any, output: Path) -> None:
     frame = make_grid(data=("tiles", "so|lar <b>"))
-    drawn = draw(frame, output)
+    drawn = draw(frame, pd.DataFrame(), output)
     report = make_report(frame, len(frame), drawn)
     parsed = Page(to_html(report))
     assert parsed.open == []
@@ -166,7 +166,7 @@ def test_the_page_holds_together_and_needs_no_other_file(make_grid: Any, output:
 
 def test_the_markdown_links_every_figure_beside_it(make_grid: Any, output: Path) -> None:
     frame = make_grid(data=("tiles", "so|lar <b>"))
-    text = to_markdown(make_report(frame, len(frame), draw(frame, output)), output)
+    text = to_markdown(make_report(frame, len(frame), draw(frame, pd.DataFrame(), output)), output)
     linked = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert len(linked) == 6
     assert {output / link for link in linked} == set((output / "figures").iterdir())
@@ -175,6 +175,6 @@ def test_the_markdown_links_every_figure_beside_it(make_grid: Any, output: Path)
 def test_a_report_without_figures_says_when_they_come(make_grid: Any, output: Path) -> None:
     frame = make_grid()
     said = "The figures are drawn when the run ends."
-    for drawn, expected in ((None, True), (draw(frame, output), False)):
+    for drawn, expected in ((None, True), (draw(frame, pd.DataFrame(), output), False)):
         report = make_report(frame, len(frame), drawn)
         assert (said in to_html(report)) == (said in to_markdown(report, output)) == expected

@@ -6,46 +6,46 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from anomalib.models import Padim
+from anomalib.pre_processing import PreProcessor
+from torchvision.transforms.v2 import Compose, Resize
 
-from anomalib_cdd.benchmark.scores import load, threshold_measures
+from anomalib_cdd import MVTecNoisy
+from anomalib_cdd.benchmark.run import QUIET, Engine
+from anomalib_cdd.benchmark.scores import cell_scores, load, save, threshold_measures
+from anomalib_cdd.evaluation import evaluate
 from anomalib_cdd.evaluation.measures import f1
-from anomalib_cdd.thresholds.estimators import label_free_pixel_threshold, label_free_threshold
-from anomalib_cdd.thresholds.post_processing import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE
+from anomalib_cdd.thresholds import LabelFreePostProcessor
 
 
-def test_measures_of_thresholds_by_hand() -> None:
-    rng = np.random.default_rng(0)
-    train = rng.lognormal(-2, 0.2, 100)
-    normal, anomalous, injected = rng.lognormal(-2, 0.2, 50), rng.lognormal(-1.5, 0.3, 30), rng.lognormal(-1.5, 0.3, 10)
-    edges = np.linspace(0, 1, 401)
-    pixels = {"normal": rng.lognormal(-2, 0.2, 5000), "anomalous": rng.lognormal(-1.5, 0.2, 500)}
-    measures = threshold_measures(
-        {
-            "train_scores": train,
-            "test_scores": np.concatenate([normal, anomalous, injected]),
-            "test_labels": np.array([0] * 50 + [1] * 40),
-            "test_injected": np.array([False] * 80 + [True] * 10),
-            "calibration_pixels": pixels["normal"].reshape(100, 50),
-            "pixel_edges": edges,
-            "pixels_normal": np.histogram(pixels["normal"], edges)[0],
-            "pixels_anomalous": np.histogram(pixels["anomalous"], edges)[0],
-        }
-    )
-    best = max(f1(anomalous, normal, cut) for cut in [0, *normal, *anomalous])
-    cut = label_free_threshold(train, FALSE_ALARM_RATE)
+def test_measures_of_thresholds_by_hand(mvtec_root: Path, tmp_path: Path) -> None:
+    data = MVTecNoisy(root=mvtec_root, noise_ratio=0.25, val_split_mode="none", num_workers=0)
+    resize = PreProcessor(Compose([Resize((64, 64), antialias=True)]))
+    common = {"backbone": "resnet18", "layers": ["layer1"], "n_features": 8, "pre_trained": False}
+    model = Padim(**common, pre_processor=resize, post_processor=False, evaluator=False, visualizer=False)
+    Engine(**QUIET, logger=False, accelerator="cpu", default_root_dir=tmp_path).fit(model, datamodule=data)
+    evaluation = evaluate(model, data, progress=False, keep_maps=True)
+    measures = threshold_measures(evaluation, model, data)
+
+    post = LabelFreePostProcessor()
+    post.calibrate(model, data.train_data, progress=False)
+    cut, test = float(post.image_threshold), evaluation.clean
+    good, bad = test.scores[test.labels == 0], test.scores[test.labels == 1]
+    best = max(f1(bad, good, threshold) for threshold in [-np.inf, *test.scores])
     assert measures["F1_best"] == pytest.approx(best)
-    assert measures["F1_ratio"] == pytest.approx(f1(anomalous, normal, cut) / best)
-    assert measures["F1_ratio_anomalib"] == pytest.approx(f1(anomalous, normal, train.max()) / best)
-    assert measures["false_alarms"] == np.mean(normal > cut)
-    assert measures["false_alarm_rate"] == FALSE_ALARM_RATE
-    cut = label_free_pixel_threshold(pixels["normal"].reshape(100, 50), train, PIXEL_FALSE_ALARM_RATE)
-    best = max(f1(pixels["anomalous"], pixels["normal"], edge) for edge in edges)
-    # a histogram knows thresholds to a bin
-    assert measures["pixel_F1_ratio"] == pytest.approx(f1(pixels["anomalous"], pixels["normal"], cut) / best, abs=0.05)
-    assert threshold_measures({"test_scores": normal}) == {}
+    assert measures["F1_ratio"] == pytest.approx(f1(bad, good, cut) / best)
+    assert measures["false_alarms"] == np.mean(good > cut)
+    assert measures["false_alarm_rate"] == post.false_alarm_rate
+    cut = float(post.pixel_threshold)
+    assert measures["pixel_false_alarms"] == np.mean(test.maps[test.labels == 0] > cut)
+    assert measures["pixel_F1"] == pytest.approx(f1(test.maps[test.masks], test.maps[~test.masks], cut))
+    assert measures["pixel_F1"] <= measures["pixel_F1_best"]
 
-
-def test_every_published_cell_can_still_be_read() -> None:
-    paths = list((Path(__file__).parents[2] / "experiments").rglob("cells/*.npz"))
-    assert paths
-    assert all(load(path) for path in paths)
+    kept = cell_scores(evaluation, model, data, examples=True)
+    save(tmp_path / "cell.npz", kept)
+    read = load(tmp_path / "cell.npz")
+    assert read.keys() == kept.keys()
+    assert len(read["train_scores"]) == 15
+    assert not read["train_out_of_sample"].any()
+    assert read["test_injected"].sum() == 3
+    assert load(tmp_path / "none.npz") is None

@@ -156,6 +156,7 @@ def test_ctrl_c_while_scoring_leaves_no_half_file(
         ({"share": 1.0}, "clean: share has to be at least 0 and below 1, found 1.0"),
         ({"deviations": 0}, "clean: deviations has to be above 0, found 0"),
         ({"share": 0.1, "deviations": 2}, "exclude each other: give one"),
+        ({"shares": 0.1}, "clean: there is no shares; the options are share, deviations"),
         ({"share": 0.95}, "clean: share 0.95 leaves 1 of 15 training images: leave out fewer"),
     ],
 )
@@ -163,7 +164,7 @@ def test_a_rule_that_cannot_be_is_refused_in_one_line(
     make_data: Callable[..., MVTecNoisy], rule: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        make_data(rule).setup()
+        make_data(clean={**LOOK, **rule}).setup()
 
 
 def test_images_that_are_all_the_same_all_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

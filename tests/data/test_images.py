@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""Grey values come out as they are, and an image that cannot be used is named."""
+"""What a datamodule gives a training: as anomalib where that is right, and an image that cannot be used is named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from anomalib.data import MVTecAD
 from PIL import Image
-from torchvision.transforms.v2 import RandomHorizontalFlip
+from torchvision.transforms.v2 import Grayscale, RandomHorizontalFlip, Resize
 
 from anomalib_cdd.data import MVTecNoisy
 
@@ -35,28 +35,19 @@ def test_ordinary_images_are_those_of_anomalib(bottle):
     plain = MVTecAD(root=bottle.parent)
     plain.setup()
     for mine, theirs in zip(noisy(bottle).test_data, plain.test_data, strict=True):
-        assert torch.equal(mine.image, theirs.image)
-        assert torch.equal(mine.gt_mask, theirs.gt_mask)
+        for name in ("image", "gt_mask", "gt_label"):
+            assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+        assert (mine.image_path, mine.mask_path) == (theirs.image_path, theirs.mask_path)
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        Image.fromarray(GREY.astype(np.uint8)),
-        Image.fromarray(GREY.astype(np.uint8)).convert("P"),
-        Image.fromarray(GREY.astype(np.uint8)).convert("LA"),
-        Image.fromarray((GREY * 257).astype(np.uint16)),
-        Image.fromarray((GREY * 257).astype(np.int32)),
-    ],
-    ids=["grey", "palette", "grey and alpha", "sixteen bits", "sixteen bits in 32"],
-)
-def test_grey_images_keep_their_scale(bottle, image):
-    image.save(bottle / "train" / "good" / "000.png", format="TIFF" if image.mode == "I" else "PNG")
-    item = noisy(bottle).train_data[0]
-    assert item.image.shape == (3, 64, 64)
-    assert item.image.dtype == torch.float32
-    expected = torch.from_numpy(GREY / 255).float().expand(3, -1, -1)
-    torch.testing.assert_close(item.image.as_subclass(torch.Tensor), expected, atol=1 / 255, rtol=0)
+def test_twelve_bits_fill_the_range_of_training_and_test_images(bottle):
+    for path in (bottle / "train").rglob("*.png"):
+        Image.fromarray((GREY * 16).astype(np.uint16)).save(path)
+    Image.fromarray((GREY * 16).astype(np.uint16)).save(bottle / "test" / "spot" / "000.png")
+    data = noisy(bottle)
+    row = [Path(name).parts[-2:] for name in data.test_data.samples["image_path"]].index(("spot", "000.png"))
+    for item in (data.train_data[0], data.test_data[row]):
+        assert item.image.max() == pytest.approx(4080 / 4095)
 
 
 def test_anomalib_alone_clips_sixteen_bits(bottle):
@@ -80,11 +71,12 @@ def test_deep_images_are_augmented_with_their_mask(bottle):
     assert plain.gt_label.item() == 1
 
 
-@pytest.mark.parametrize("values", [np.full((64, 64), 0.5, np.float32), np.full((64, 64), 70_000, np.int32)])
-def test_grey_values_of_unknown_scale_are_refused(bottle, values):
-    Image.fromarray(values).save(bottle / "train" / "good" / "000.png", format="TIFF")
-    with pytest.raises(ValueError, match=r"train/good/000\.png has .* save it with 8 or 16 bits"):
-        noisy(bottle).train_data[0]
+def test_grey_augmentations_leave_three_channels(bottle):
+    data = noisy(bottle, augmentations=Grayscale())
+    item = data.test_data[0]
+    assert item.image.shape == (3, 64, 64)
+    assert torch.equal(item.image[0], item.image[2])
+    assert next(iter(data.train_dataloader())).image.shape[1:] == (3, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -119,5 +111,39 @@ def test_mask_of_another_size_is_named(bottle):
 
 def test_missing_mask_is_explained(bottle):
     (bottle / "ground_truth" / "spot" / "004_mask.png").unlink()
-    with pytest.raises(ValueError, match="Does every anomalous test image have its ground truth mask"):
+    with pytest.raises(ValueError, match=r"images have no mask: .*test/spot/004\.png$"):
         noisy(bottle)
+
+
+def test_another_file_type_is_explained(bottle):
+    for path in (bottle / "test" / "spot").glob("*.png"):
+        path.rename(path.with_suffix(".bmp"))
+    with pytest.raises(ValueError, match="a file type that this data set takes"):
+        noisy(bottle)
+
+
+def test_hidden_images_are_left_out_of_any_layout(bottle, caplog):
+    (bottle / "train" / "good" / "._000.png").write_bytes(b"left behind")
+    data = noisy(bottle)
+    assert len(data.train_data) == 12
+    assert len(data.test_data) == 20
+    assert "1 hidden files left out of 13 images" in caplog.text
+
+
+def test_hidden_files_that_anomalib_takes_for_defects_are_named(bottle):
+    hidden = bottle / "test" / "good" / ".ipynb_checkpoints" / "000.png"
+    hidden.parent.mkdir()
+    shutil.copy(bottle / "test" / "good" / "000.png", hidden)
+    with pytest.raises(ValueError, match=r"Remove 1 hidden files .*\.ipynb_checkpoints/000\.png"):
+        noisy(bottle)
+
+
+@pytest.mark.parametrize("name", ["Prüfteile 部品", "/".join(["a" * 100] * 6)])
+def test_a_layout_may_lie_anywhere(bottle, tmp_path, name):
+    shutil.copytree(bottle.parent, tmp_path / name)
+    data = noisy(tmp_path / name / "bottle", train_augmentations=Resize((32, 32)))
+    assert Path(data.train_data.samples["image_path"][0]).is_relative_to(tmp_path / name)
+    assert data.root == tmp_path / name
+    assert next(iter(data.train_dataloader())).image.shape == (12, 3, 32, 32)
+    data.write_manifest(tmp_path / "manifest.csv")
+    assert (tmp_path / "manifest.csv").read_text().splitlines()[1] == "bottle/train/good/000.png,0"

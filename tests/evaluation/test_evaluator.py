@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One test pass answers both settings, in anomalib's names, for any model, whatever the post-processor does."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +84,16 @@ def test_without_injected_images_there_is_one_setting(mvtec_root: Path, tmp_path
     assert set(logged) == {"image_AUROC", "pixel_AUROC", "pixel_AUPRO", "pixel_PRO"}
     [loader] = engine.test(model, dataloaders=data.test_dataloader(), verbose=False)
     assert loader == pytest.approx(logged)
+
+
+def test_two_devices_measure_what_one_does(mvtec_root: Path, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("two_devices.py")
+    for devices in (1, 2):
+        command = [sys.executable, str(script), str(devices), str(mvtec_root), str(tmp_path)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+    one, *two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert set(NAMES.values()) == set(one)
+    assert two[0] == pytest.approx(one, abs=1e-6)
+    assert two[1] == two[0]

@@ -1,0 +1,122 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""``anomalib-cdd fuad``: models compared on training data that is not clean, models x data x noise ratios x seeds."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from anomalib_cdd.benchmark import run as grid
+from anomalib_cdd.benchmark.plan import Cell, plan
+from anomalib_cdd.benchmark.records import CELLS, is_done, read_record
+from anomalib_cdd.cli.entries import Components, ConfigError, Entry, build, resolve_data, resolve_model
+
+# What the grid itself sets, and from which of its keys.
+SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "models": {"seed": "seeds"}}
+
+
+def get_parser() -> ArgumentParser:
+    """Return the parser of ``anomalib-cdd fuad``."""
+    parser = ArgumentParser(description="Compare models on training data that is not clean: a resumable grid.")
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with any of the options below.")
+    parser.add_argument("--output", type=Path, default=Path("results/fuad"), help="Folder of the results.")
+    parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="Seeds of injection and training.")
+    parser.add_argument("--noise_ratios", type=list[float], default=[0.1], help="Injected per normal training image.")
+    parser.add_argument("--data", type=dict[str, dict], help="Data sets by name: class_path, init_args.")
+    parser.add_argument("--models", type=dict[str, dict], help="Models by name: class_path, init_args, trainer.")
+    parser.add_argument("--data_root", type=str | None, help="Replaces ${data_root} in the data sets' init_args.")
+    parser.add_argument(
+        "--measure_every", type=int | None, help="Also measure every so many epochs, in the course of a training."
+    )
+    parser.add_argument("--checkpoints", type=bool, default=False, help="Keep each cell's run with its checkpoint.")
+    parser.add_argument("--dry-run", "--dry_run", dest="dry_run", action="store_true", help="List the cells and stop.")
+    return parser
+
+
+def run(config: Namespace) -> int:
+    """Run the cells that are not finished yet and write the results.
+
+    Args:
+        config: What :func:`get_parser` parses.
+
+    Returns:
+        How many cells failed.
+
+    Raises:
+        ConfigError: If the configuration is wrong, before anything runs.
+    """
+    cells = cells_of(config)
+    if config.dry_run:
+        for cell in cells:
+            print("done  " if is_done(read_record(config.output, cell)) else "to do ", cell)
+        return 0
+    try:
+        (config.output / CELLS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"--output {config.output} cannot be a folder of results: {error}"
+        raise ConfigError(msg) from error
+    make = partial(build_cell, data_root=config.data_root)
+    return grid.run(cells, make, config.output, keep_checkpoints=config.checkpoints)
+
+
+def cells_of(config: Namespace) -> list[Cell]:
+    """Check the whole configuration and return its cells, seed by seed.
+
+    Raises:
+        ConfigError: Naming the entry and the key at fault.
+    """
+    for key in ("data", "models", "seeds", "noise_ratios"):
+        if not getattr(config, key):
+            msg = f"The grid's {key!r} is empty. Give at least one, see configs/fuad.yaml."
+            raise ConfigError(msg)
+    if config.measure_every is not None and config.measure_every < 1:
+        msg = f"measure_every is {config.measure_every}; it is a number of epochs, at least 1."
+        raise ConfigError(msg)
+    data, models = {}, {}
+    for name, entry in config.data.items():
+        _refuse_set_by_grid("data", name, entry)
+        data[name] = resolve_data(f"data.{name}", entry)
+        fill_data_root(data[name], config.data_root, f"data.{name}")
+    for name, entry in config.models.items():
+        _refuse_set_by_grid("models", name, entry)
+        models[name] = resolve_model(f"models.{name}", entry)
+    return plan(data, models, config.noise_ratios, config.seeds, config.measure_every)
+
+
+def build_cell(config: dict[str, Any], data_root: str | None = None) -> Components:
+    """Instantiate what a cell is made of; the audit of its training set has no place in a grid.
+
+    Args:
+        config: A cell's.
+        data_root: Replaces ``${data_root}``.
+    """
+    model = config["model"] | {"init_args": dict(config["model"]["init_args"])}
+    if "audit" in model["init_args"]:
+        model["init_args"]["audit"] = False
+    return build(fill_data_root(config["data"], data_root, "data"), model, config["trainer"])
+
+
+def fill_data_root(entry: Entry, data_root: str | None, name: str) -> Entry:
+    """Replace ``${data_root}`` in an entry.
+
+    Raises:
+        ConfigError: If it is there and none is given, or another variable is.
+    """
+    variables = {} if data_root is None else {"data_root": data_root}
+    try:
+        filled: Any = OmegaConf.to_container(OmegaConf.create(variables | {"entry": entry}), resolve=True)
+    except OmegaConfBaseException as error:
+        msg = f"{name}: {str(error).splitlines()[0]}. Pass --data_root DIR."
+        raise ConfigError(msg) from error
+    return filled["entry"]
+
+
+def _refuse_set_by_grid(kind: str, name: str, entry: dict[str, Any]) -> None:
+    for key, instead in SET_BY_GRID[kind].items():
+        if key in (entry.get("init_args") or {}):
+            msg = f"{kind}.{name}.init_args.{key}: the grid sets it. Use the grid's own {instead!r}."
+            raise ConfigError(msg)

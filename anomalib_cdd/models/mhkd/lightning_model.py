@@ -1,0 +1,180 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""MHKD: multi-task hybrid knowledge distillation, for structural and logical anomalies.
+
+A student of EfficientAD's kind whose two decoders share its encoders; the whole's decoder teaches the first encoder.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from anomalib.data import Batch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from torch import Tensor
+from torch.optim import Adam
+from torch.optim.lr_scheduler import MultiStepLR
+
+from anomalib_cdd.training.defaults import LabelFreeDefaults
+from anomalib_cdd.training.epochs import TrainsByEpochs
+from anomalib_cdd.training.images import TrainingImages
+
+from .loss import losses, quantiles
+from .teacher import EFFICIENT_AD, build_teacher
+from .torch_model import MhkdModel
+
+IMAGE_SIZE = (256, 256)
+ADAM_BETAS = (0.5, 0.999)
+WEIGHT_DECAY = 1e-5
+# the learning rate falls to a tenth after this share of the steps
+DECAY_AT = 0.95
+# a quantile of the maps of more images than this hardly moves
+QUANTILE_IMAGES = 100
+
+
+class Mhkd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
+    """Multi-task Hybrid Knowledge Distillation (MHKD).
+
+    The defaults are the paper's. Its two maps are scaled by quantiles of the training images' own maps, where the paper
+    has a validation set of flawless images.
+
+    Args:
+        backbone: ``"efficientad_medium"`` is the paper's teacher; its weights come from a local file. Any timm name
+            takes that teacher's levels, pooled to 384 channels at stride 4, in its place.
+        layers: Names of a timm teacher's levels. ``None`` takes those at strides 4, 8 and 16.
+        pre_trained: Whether to load the teacher's weights.
+        weights: The teacher's weight file. ``None`` fetches a timm teacher's; the paper's takes a file that anomalib's
+            EfficientAd has left on this machine.
+        second_encoder: Whether a second encoder stands before the decoders (Table IV, SEncoder2).
+        self_distillation: Whether the first encoder learns the global decoder's output and the logical map is their
+            difference (Table IV, loss); otherwise that map is the difference of teacher and global decoder.
+        learning_rate: Adam's, until 95 % of the steps are done.
+        audit: Whether a fit ends with ``audit/`` in its results: the training images from most to least suspicious.
+        pre_processor: anomalib's, or ``True`` for resize to 256 and the teacher's normalisation.
+        post_processor: anomalib's, or whether to have the default.
+        evaluator: anomalib's, or whether to have the default.
+        visualizer: anomalib's, or whether to have the default.
+
+    Raises:
+        FileNotFoundError: If the teacher's file does not exist.
+        ValueError: If the file is of another network, or timm knows no such teacher.
+
+    Example:
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_cdd import Mhkd, MVTecNoisy
+        >>> model = Mhkd(backbone="efficientnet_lite0_pypi")
+        >>> Engine().train(model, datamodule=MVTecNoisy(category="bottle", noise_ratio=0.1))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: str = EFFICIENT_AD,
+        layers: Sequence[str] | None = None,
+        pre_trained: bool = True,
+        weights: str | None = None,
+        second_encoder: bool = True,
+        self_distillation: bool = True,
+        learning_rate: float = 1e-4,
+        audit: bool = True,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        # a ListConfig in the checkpoint would not load with weights_only
+        layers = None if layers is None else tuple(str(layer) for layer in layers)
+        if pre_processor is True:
+            pre_processor = self.configure_pre_processor(IMAGE_SIZE, IMAGE_SIZE, backbone)
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        teacher = build_teacher(backbone, layers, pre_trained, weights)
+        self.model: MhkdModel = MhkdModel(teacher, second_encoder, self_distillation)
+        self.learning_rate = learning_rate
+        self._images: TrainingImages | None = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of the three losses of a batch (Eq. 8).
+
+        Args:
+            batch: Images of shape ``(B, 3, H, W)``, normalised.
+            batch_idx: Index of the batch.
+        """
+        del batch_idx
+        images = cast("Tensor", batch.image)
+        teacher, student = self.model.features(self.model.tiles(images))
+        parts = losses(teacher, student, self.model.self_distillation)
+        loss = torch.stack(list(parts.values())).sum()
+        values = {f"train_loss_{name}": value.detach() for name, value in parts.items()}
+        self.log_dict({"train_loss": loss.detach(), **values}, on_epoch=True, batch_size=len(images))
+        return loss
+
+    def configure_optimizers(self) -> Any:  # Lightning's union of a dozen types
+        """Return Adam for the student and the fall of its learning rate near the end.
+
+        Raises:
+            ValueError: If the training has no end.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            msg = "max_epochs is -1: MHKD's learning rate falls at 95 % of the steps. Set max_epochs to 1 or more."
+            raise ValueError(msg)
+        optimizer = Adam(
+            self.model.student.parameters(), lr=self.learning_rate, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY
+        )
+        scheduler = MultiStepLR(optimizer, milestones=[int(DECAY_AT * steps)], gamma=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ------------------------------------------------------------------------------------------ training set
+
+    def on_fit_start(self) -> None:
+        """Normalise the teacher's channels over the training set, unless a fit that has done so is resumed.
+
+        Raises:
+            ValueError: If the training data is not anomalib's.
+        """
+        self._images = TrainingImages.of(self.trainer)
+        if self._images is None:
+            msg = "MHKD normalises its teacher over the training images and reads them itself: give anomalib data."
+            raise ValueError(msg)
+        if self.trainer.ckpt_path is None:
+            self._normalise_teacher(self._images)
+
+    @torch.no_grad()
+    def _normalise_teacher(self, training_images: TrainingImages) -> None:
+        total = square = torch.zeros((), dtype=torch.float64, device=self.device)
+        count = 0
+        for images in training_images.read(self):
+            features = self.model.teacher(self.model.tiles(images)).double()
+            total = total + features.sum(dim=(0, 2, 3))
+            square = square + features.square().sum(dim=(0, 2, 3))
+            count += features[:, 0].numel()
+        mean = total / count
+        std = (square / count - mean.square()).clamp_min(0).sqrt()
+        std = torch.where(std > std.max() * 1e-6, std, 1.0)  # a channel that never moves says nothing
+        self.model.mean.copy_(mean.view(-1, 1, 1))
+        self.model.std.copy_(std.view(-1, 1, 1))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Scale the two maps when an epoch has ended, before it is validated or saved."""
+        del outputs, batch, batch_idx
+        if self.trainer.is_last_batch and self._images is not None:
+            self._scale_maps(self._images)
+
+    @torch.no_grad()
+    def _scale_maps(self, training_images: TrainingImages) -> None:
+        self.model.eval()
+        values = [self.model.maps(self.model.tiles(images)) for images in training_images.read(self, QUANTILE_IMAGES)]
+        self.model.train()
+        self.model.quantiles.copy_(quantiles(torch.cat(values)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle what inference needs: anomalib's torch export pickles the whole module."""
+        return super().__getstate__() | {"_images": None}

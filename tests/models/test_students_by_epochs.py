@@ -1,0 +1,243 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""anomalib's life cycle with the models that train students by ordinary epochs, and what their training achieves."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.callbacks.tiler_configuration import TilerConfigurationCallback
+from anomalib.data import PredictDataset
+from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
+from anomalib.engine import Engine
+from anomalib.models import AnomalibModule, get_model, list_models
+from anomalib.pre_processing import PreProcessor
+from conftest import make_sample, save
+from lightning.pytorch import Trainer, seed_everything
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_cdd import Dmdd, Mhkd, MVTecNoisy
+
+# OpenVINO computes in bf16 where the processor can
+SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
+MODELS = [Mhkd, Dmdd]
+TINY: dict[type, dict[str, Any]] = {
+    Mhkd: {"layers": ["layer1"], "learning_rate": 3e-3},
+    Dmdd: {"layers": ["layer1", "layer2", "layer3"], "learning_rate": 3e-3},
+}
+
+
+def make_model(kind: type[AnomalibModule], **options: Any) -> AnomalibModule:
+    seed_everything(0, verbose=False)
+    transform = Compose([Resize((64, 64), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
+    defaults = {"backbone": "test_resnet", "pre_trained": False, "visualizer": False, "audit": False}
+    return kind(**{**defaults, **TINY[kind], "pre_processor": PreProcessor(transform), **options})
+
+
+def make_data(root: Path, **options: Any) -> MVTecNoisy:
+    defaults = {"category": "bottle", "noise_ratio": 0.0, "val_split_mode": "none", "num_workers": 0}
+    return MVTecNoisy(root=root, **{**defaults, "train_batch_size": 2, "eval_batch_size": 4, **options})
+
+
+def make_engine(folder: Path, max_epochs: int | None = 1, **options: Any) -> Engine:
+    defaults = {"logger": False, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+    defaults |= {"enable_model_summary": False, "default_root_dir": folder / "results"}
+    return Engine(**({} if max_epochs is None else {"max_epochs": max_epochs}), **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def five_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five training images and a test image of each kind: what anomalib's own integration test trains on."""
+    root = tmp_path_factory.mktemp("five")
+    for number in range(5):
+        save(make_sample(number).image, root / "bottle" / "train" / "good" / f"{number:03}.png")
+    for kind in ("good", "scratch"):
+        sample = make_sample(100, kind)
+        save(sample.image, root / "bottle" / "test" / kind / "000.png")
+        if kind != "good":
+            save(sample.mask, root / "bottle" / "ground_truth" / kind / "000_mask.png")
+    return root
+
+
+class Trained:
+    """A model after one epoch of five images in batches of two, and what Lightning predicts with it."""
+
+    def __init__(self, kind: type[AnomalibModule], root: Path, folder: Path) -> None:
+        self.kind, self.folder = kind, folder
+        self.model, self.data, self.engine = make_model(kind), make_data(root), make_engine(folder)
+        self.engine.fit(self.model, datamodule=self.data)
+        self.checkpoint = Path(self.engine.best_model_path)
+        self.images = PredictDataset(path=root / "bottle" / "test")
+        self.scores = predicted(self.engine, self.model, self.images)
+
+
+def predicted(engine: Engine, model: AnomalibModule, images: PredictDataset) -> dict[str, float]:
+    batches = engine.predict(model, dataset=images, return_predictions=True)
+    return {path: float(batch.pred_score[i]) for batch in batches for i, path in enumerate(batch.image_path)}
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda kind: kind.__name__)
+def trained(
+    request: pytest.FixtureRequest, five_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Trained]:
+    return Trained(request.param, five_images, tmp_path_factory.mktemp(request.param.__name__))
+
+
+@torch.no_grad()
+def raw_scores(model: AnomalibModule, data: MVTecNoisy) -> tuple[np.ndarray, np.ndarray]:
+    data.setup()
+    model.eval()
+    items = [data.test_data[i] for i in range(len(data.test_data))]
+    images = torch.cat([model.pre_processor.transform(item.image[None]) for item in items])
+    return model.model(images).pred_score.numpy(), np.array([int(item.gt_label) for item in items])
+
+
+@pytest.fixture(scope="module")
+def bald_spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine weave, and the same with a spot where there is none: nothing stands out but what is missing."""
+    root = tmp_path_factory.mktemp("bald")
+
+    def draw(number: int, bald: bool) -> Image.Image:
+        rng = np.random.default_rng([number, bald])
+        rows, columns = np.mgrid[:64, :64]
+        weave = np.sin(rows / 1.5 + rng.uniform(0, 6)) + np.sin(columns / 1.5 + rng.uniform(0, 6))
+        if bald:
+            row, column = rng.integers(16, 48, 2)
+            weave[(rows - row) ** 2 + (columns - column) ** 2 < 81] = 0
+        pixels = 125 + 50 * weave + rng.normal(0, 4, (64, 64))
+        return Image.fromarray(np.stack([pixels] * 3, axis=-1).clip(0, 255).astype(np.uint8))
+
+    for number in range(12):
+        save(draw(number, bald=False), root / "bottle" / "train" / "good" / f"{number:03}.png")
+    for number in range(8):
+        save(draw(100 + number, bald=False), root / "bottle" / "test" / "good" / f"{number:03}.png")
+        save(draw(200 + number, bald=True), root / "bottle" / "test" / "bald" / f"{number:03}.png")
+        mask = Image.fromarray(np.full((64, 64), 255, np.uint8))
+        save(mask, root / "bottle" / "ground_truth" / "bald" / f"{number:03}_mask.png")
+    return root
+
+
+@pytest.mark.parametrize(("kind", "epochs", "root"), [(Mhkd, 12, "bald_spots"), (Dmdd, 22, "mvtec_root")])
+def test_training_separates_a_planted_defect_and_an_untrained_model_does_not(
+    kind: type[AnomalibModule], epochs: int, root: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    data, model = make_data(request.getfixturevalue(root)), make_model(kind)
+    before, labels = raw_scores(model, data)
+    make_engine(tmp_path, epochs).fit(model, datamodule=data)
+    after, _ = raw_scores(model, data)
+    assert roc_auc_score(labels, before) < 0.8
+    assert roc_auc_score(labels, after) > 0.9
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_anomalib_knows_it_by_name(kind: type[AnomalibModule]) -> None:
+    assert kind.__name__.lower() in {name.replace("_", "") for name in list_models()}
+    arguments = {"class_path": f"anomalib_cdd.{kind.__name__}", "init_args": {"pre_trained": False}}
+    arguments["init_args"] |= {"backbone": "resnet18"}
+    model = get_model(arguments)
+    assert isinstance(model, kind)
+    resize = model.pre_processor.transform.transforms[0]
+    assert tuple(resize.size) == (256, 256)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_it_trains_200_epochs_unless_told_otherwise(kind: type[AnomalibModule], tmp_path: Path) -> None:
+    for given, expected in ((None, 200), (3, 3)):
+        model = make_model(kind)
+        options = {} if given is None else {"max_epochs": given}
+        model.trainer = Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu", **options)
+        assert model.trainer.max_epochs == expected
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_scores_and_maps_lie_between_0_and_1(kind: type[AnomalibModule]) -> None:
+    model = make_model(kind).model.eval()
+    with torch.no_grad():
+        batch = model(torch.randn(3, 3, 64, 96) * 3)
+    assert batch.pred_score.shape == (3,)
+    assert batch.anomaly_map.shape == (3, 1, 64, 96)
+    assert batch.anomaly_map.min() >= 0
+    assert batch.anomaly_map.max() <= 1
+    assert len(batch.pred_score.unique()) == 3
+
+
+def test_five_images_are_fitted_tested_validated_and_predicted(trained: Trained) -> None:
+    assert len(trained.scores) == 2
+    assert all(0 <= score <= 1 for score in trained.scores.values())
+    assert "image_AUROC" in trained.engine.test(trained.model, datamodule=trained.data)[0]
+    validated = make_data(trained.data.root, val_split_mode="same_as_test")
+    trained.engine.validate(trained.model, datamodule=validated)
+    assert trained.model.post_processor.image_threshold.isfinite()
+
+
+def test_a_checkpoint_gives_the_same_scores_and_needs_no_weights(trained: Trained, tmp_path: Path) -> None:
+    loaded = trained.kind.load_from_checkpoint(trained.checkpoint, pre_processor=trained.model.pre_processor)
+    assert predicted(make_engine(tmp_path), loaded, trained.images) == trained.scores
+
+
+def test_training_goes_on_from_a_checkpoint(trained: Trained, tmp_path: Path) -> None:
+    model = make_model(trained.kind)
+    engine = make_engine(tmp_path, 2)
+    engine.fit(model, datamodule=trained.data, ckpt_path=trained.checkpoint)
+    assert engine.trainer.current_epoch == 2
+    first = torch.load(trained.checkpoint, weights_only=True)["state_dict"]
+    state = model.state_dict()
+    assert all(torch.equal(first[name], state[name]) for name in first if ".teacher." in name)
+    moved = [name for name in first if ".student." in name and not torch.equal(first[name], state[name])]
+    assert moved
+
+
+@pytest.mark.parametrize("form", [ExportType.TORCH, ExportType.ONNX, ExportType.OPENVINO])
+def test_exports_score_as_lightning_does(
+    trained: Trained, form: ExportType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")  # of anomalib's torch inferencer
+    path = trained.engine.export(trained.model, form, export_root=tmp_path)
+    if form == ExportType.TORCH:
+        inferencer: Any = TorchInferencer(path, device="cpu")
+    else:
+        inferencer = OpenVINOInferencer(path, device="CPU", config=SINGLE_PRECISION)
+    for image, score in trained.scores.items():
+        assert float(inferencer.predict(image).pred_score.squeeze()) == pytest.approx(score, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_tiles_are_images_of_their_own(kind: type[AnomalibModule], five_images: Path, tmp_path: Path) -> None:
+    tiling = TilerConfigurationCallback(enable=True, tile_size=32, stride=32)
+    model = make_model(kind)
+    make_engine(tmp_path, callbacks=[tiling]).fit(model, datamodule=make_data(five_images))
+    images = torch.randn(1, 3, 64, 64)
+    changed = images.clone()
+    changed[..., :32, :32] = 0
+    model.model.eval()
+    with torch.no_grad():
+        difference = (model.model(images).anomaly_map - model.model(changed).anomaly_map).abs()
+    assert difference[..., :32, :32].max() > 0
+    assert difference[..., 32:, :].max() == difference[..., :, 32:].max() == 0
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_bf16_mixed_trains_and_scores_in_full_precision(
+    kind: type[AnomalibModule], five_images: Path, tmp_path: Path
+) -> None:
+    model, data = make_model(kind), make_data(five_images)
+    engine = make_engine(tmp_path, precision="bf16-mixed")
+    engine.fit(model, datamodule=data)
+    scores = [
+        batch.pred_score for batch in engine.predict(model, dataset=PredictDataset(path=data.root / "bottle" / "test"))
+    ]
+    assert all(score.dtype == torch.float32 and score.isfinite().all() for score in scores)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_file_that_is_no_checkpoint_is_named(kind: type[AnomalibModule], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
+        kind.load_from_checkpoint(tmp_path / "none.ckpt")
+    (tmp_path / "noise.ckpt").write_bytes(b"PK\x03\x04" + b"\0" * 100)
+    with pytest.raises(ValueError, match=r"noise\.ckpt"):
+        kind.load_from_checkpoint(tmp_path / "noise.ckpt")
