@@ -49,12 +49,16 @@ def test_coco(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "coco.json").read_text(encoding="utf-8"))
     assert [image["score"] for image in content["images"]] == [7.5, 0.25]
     assert [image["review"] for image in content["images"]] == ["bad", ""]
+    [annotation] = content["annotations"]
+    assert annotation["bbox"] == pytest.approx([160, 40, 80, 40], abs=6)
+    assert annotation["area"] == pytest.approx(80 * 40, rel=0.2)
+    corners = np.array(annotation["segmentation"]).reshape(-1, 2)
+    assert [*corners.min(axis=0), *corners.max(axis=0)] == pytest.approx([160, 40, 240, 80], abs=6)
     coco = pytest.importorskip("pycocotools.coco", reason="pip install pycocotools").COCO(tmp_path / "coco.json")
     [image] = coco.loadImgs(1)
     assert image["file_name"] == "bad & näher.png"
     [annotation] = coco.loadAnns(coco.getAnnIds(imgIds=1))
     assert annotation["score"] == 0.75
-    assert annotation["bbox"] == pytest.approx([160, 40, 80, 40], abs=6)
     mask = coco.annToMask(annotation)
     assert mask.shape == (160, 320)
     assert mask[45:75, 170:230].all()

@@ -479,6 +479,9 @@ def test_near_duplicates_are_one_card_with_one_verdict(open_page: OpenPage) -> N
     assert page.locator(".card").first.get_by_text("3 alike").is_visible()
     mark(page, "Bad", images[11].name)
     assert excluded(page) == [images[11].name, images[3].name, images[0].name]
+    page.get_by_role("searchbox").fill(images[0].name)  # a member's name finds the group
+    assert names(page) == [images[11].name]
+    page.get_by_role("searchbox").fill("")
     page.locator(".pictures").first.click()
     members = page.locator("#viewer-members button")
     assert members.count() == 3

@@ -3,6 +3,8 @@
 """``audit`` of a folder: without a model, by a checkpoint, by cross-domain training; and what it says of bad input."""
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_cdd import Cdd, FolderNoisy
 from anomalib_cdd.__main__ import main
 from anomalib_cdd.audit import scores as audit_scores
-from anomalib_cdd.cli.audit import model_class
+from anomalib_cdd.cli.audit import get_parser, model_class
 from anomalib_cdd.evaluation.predictions import score_dataset
 
 SMALL = {"backbone": "resnet18", "layers": ["layer1"], "n_features": 4, "pre_trained": False, "visualizer": False}
@@ -308,3 +310,27 @@ def test_help_says_what_each_way_does(capsys: pytest.CaptureFixture) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for words in ("--data DATA", "--ckpt_path", "--domains", "nothing is trained", "its review.json is kept"):
         assert words in text
+
+
+def test_the_documentation_is_what_the_command_takes(
+    trained: Callable[[str], Trained], folder_root: Path, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^anomalib-cdd audit ([^#\n]+)", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert get_parser().parse_args(shlex.split(command)).data == Path("parts")
+    [config] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "audit.yaml").write_text(config, encoding="utf-8")
+    assert get_parser().parse_args(["--config", str(tmp_path / "audit.yaml")]).model["class_path"] == "Stfpm"
+    [example] = re.findall(r"```python\n(from anomalib_cdd.*?)```", text, re.DOTALL)
+    (tmp_path / "review.json").write_text('{"images": {"003.png": "bad"}}', encoding="utf-8")
+    example = example.replace('"parts",', f'"{folder_root / "good"}",').replace("results/audit", str(tmp_path))
+    named: dict[str, Any] = {}
+    exec(example, named)  # noqa: S102
+    named["data"].setup()
+    assert len(named["data"].train_data) == 11
+    # the files and columns that it lists
+    scores = audit(folder_root / "defect", tmp_path / "out", "--ckpt_path", str(trained("Cdd")[0]))
+    assert [name for name in scores.columns if f"`{name}`" not in text] == []
+    assert [path.name for path in (tmp_path / "out").iterdir() if f"`{path.name}" not in text] == []
