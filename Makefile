@@ -32,8 +32,9 @@ demo: $(VENV)/installed
 demo-smoke: $(VENV)/installed
 	$(BIN)/python -m anomalib_cdd demo --config configs/demo.yaml --smoke --output results/demo-smoke
 
+# two processes of one thread: a test computes the same bits on any number of cores
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest

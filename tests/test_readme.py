@@ -58,7 +58,8 @@ def test_any_model_on_the_command_line_leaves_them_out_too(
     shutil.copytree(folder_root / "good", tmp_path / "my" / "folder")
     monkeypatch.chdir(tmp_path)
     [command] = re.findall(r"^\$ (anomalib-cdd train .*)$", README, flags=re.MULTILINE)
-    small = "--model.backbone resnet18 --model.layers [layer3] --model.pre_trained false --model.coreset_sampling_ratio 0.01 --data.num_workers 0"
+    small = "--model.backbone resnet18 --model.layers [layer3] --model.pre_trained false --data.num_workers 0"
+    small += " --model.coreset_sampling_ratio 0.01"
     quiet = "--trainer.accelerator cpu --trainer.enable_progress_bar false --data.clean.image_size [64,64]"
     main([*command.split()[1:], *small.split(), *quiet.split()])
     assert len(pd.read_csv(next((tmp_path / "results").rglob("cleaned.csv")))) == 1

@@ -49,7 +49,8 @@ def aupro(parts: Iterable[tuple[NDArray[np.float32], NDArray[np.bool_]]]) -> flo
         A value in [0, 1]; NaN without anomalous or without normal pixels.
     """
     # what is measured is whole on every device
-    metric = AUPRO(fields=["anomaly_map", "gt_mask"], fpr_limit=FPR_LIMIT, sync_on_compute=False)
+    metric = AUPRO(fields=["anomaly_map", "gt_mask"], fpr_limit=FPR_LIMIT)
+    metric.sync_on_compute = False
     n_anomalous = n_pixels = 0
     for maps, masks in parts:
         n_anomalous, n_pixels = n_anomalous + int(masks.sum()), n_pixels + masks.size

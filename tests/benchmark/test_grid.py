@@ -23,7 +23,7 @@ from anomalib_cdd.benchmark.plan import Cell
 from anomalib_cdd.cli import fuad
 from anomalib_cdd.cli.entries import ConfigError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 PADIM = {
     "class_path": "anomalib.models.Padim",
     "init_args": {"backbone": "resnet18", "layers": ["layer1"], "n_features": 4, "pre_trained": False},

@@ -13,7 +13,7 @@ from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 
 from anomalib_cdd.__main__ import let_benchmark_rows_differ, main
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def run(capsys: pytest.CaptureFixture, *argv: str) -> tuple[int, str]:

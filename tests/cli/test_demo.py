@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from anomalib_cdd import demo
+from anomalib_cdd.cli import demo
 from anomalib_cdd.cli.entries import resolve_data, resolve_model
 
-CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 PADIM = {
     "class_path": "anomalib.models.Padim",
     "init_args": {
