@@ -29,7 +29,7 @@ from torch import Tensor
 
 from anomalib_cdd import Cdd, FolderNoisy
 from anomalib_cdd.models.cdd.features import FeatureBudget, TeacherFeatures
-from anomalib_cdd.models.cdd.training_set import extract
+from anomalib_cdd.models.cdd.training_set import teacher_levels
 from anomalib_cdd.teachers.students import Student
 
 from .measuring import Comparison, alternate, clock, take_turns
@@ -280,7 +280,10 @@ def memory(setting: Setting, folder: Path) -> list[Comparison]:
     model = cdd(setting, teacher)
     comparisons = []
     for place, memory_gb, aim in (("in memory", 8.0, 2.9), ("on disk", 0.0, None)):
-        features = TeacherFeatures(data.train_dataloader(), lambda batch: extract(model, batch), torch.device("cpu"))
+        extract = partial(
+            teacher_levels, model.model, model.pre_processor.transform, torch.device("cpu"), torch.float32
+        )
+        features = TeacherFeatures(data.train_dataloader(), extract, torch.device("cpu"))
         before = _own_memory()
         features.fill(FeatureBudget(memory_gb, folder))
         taken = (_own_memory() - before) / count / 1e6

@@ -21,7 +21,8 @@ from mutations import BYTES, TEXT, mutate
 from PIL import Image
 
 from anomalib_cdd import Cdd
-from anomalib_cdd.benchmark import grid, scores
+from anomalib_cdd.benchmark import records, scores
+from anomalib_cdd.benchmark.plan import Cell
 from anomalib_cdd.cli.entries import ConfigError
 from anomalib_cdd.data import FolderNoisy
 from anomalib_cdd.data.elpv import make_elpv_dataset
@@ -190,11 +191,11 @@ def test_labels_of_solar_cells(tmp_path: Path) -> None:
 
 def test_records_of_cells(tmp_path: Path) -> None:
     parts = {"data": {"class_path": "some.Data", "init_args": {}}, "model": {"class_path": "some.Cdd", "init_args": {}}}
-    cell = grid.Cell("tiles", 0.1, "cdd", 0, {**parts, "trainer": {}})
+    cell = Cell("tiles", 0.1, "cdd", 0, {**parts, "trainer": {}})
     folder = tmp_path / "out" / "cells"
     folder.mkdir(parents=True)
     record = {"key": cell.key, "wall_seconds": 3.5, "environment": {"torch": "2"}, "config": cell.config}
-    record |= {"status": "done", "measures": {"image_AUROC": 0.5, "noise_AP": None}, "fit_seconds": 2.0}
+    record |= {"status": "done", "measures": {"image_AUROC": 0.5, "noise_AP": None}, "fit_seconds": 2.0, "course": []}
     content = json.dumps(record, indent=1).encode()
     words = (b"null", b"[]", b"{}", b"NaN", b"1e999", b'"x"', b"true")
 
@@ -205,50 +206,33 @@ def test_records_of_cells(tmp_path: Path) -> None:
         return json.dumps(changed).encode()
 
     def is_record(read: dict[str, Any]) -> bool:
-        grid._write_results(tmp_path / "out", [cell], [read])
+        records.write_tables(tmp_path / "out", records.results_of([cell], [read]), records.curves_of([cell], [read]))
         return len(pd.read_csv(tmp_path / "out" / "results.csv")) == 1
 
     path = folder / f"{cell.key}.json"
-    counts = fuzz(
-        path, mutated(content, 90, (*BYTES, value, value), 5), lambda: grid._read_record(folder, cell), is_record
-    )
-    assert min(counts.values()) > 2
+    seen = {True: 0, False: 0}
+    for damaged in mutated(content, 90, (*BYTES, value, value), 5):
+        path.write_bytes(damaged)
+        read = records.read_record(tmp_path / "out", cell)  # None: named in a warning, and the cell runs again
+        assert read is None or is_record(read)
+        seen[read is None] += 1
+    assert min(seen.values()) > 2
 
 
 def test_scores_of_cells(tmp_path: Path) -> None:
     path = tmp_path / "cell.npz"
     rng = np.random.default_rng(0)
-    arrays = {
-        "train_scores": rng.random(20),
-        "test_scores": rng.random(30),
-        "test_labels": np.arange(30) % 2,
-        "test_injected": np.arange(30) > 27,
-        "pixel_edges": np.linspace(0, 1, 5),
-        "pixels_normal": np.array([9, 3, 1, 0]),
-        "pixels_anomalous": np.array([0, 1, 3, 9]),
-        "calibration_pixels": rng.random(50),
-    }
+    arrays = {"train_scores": rng.random(20), "test_scores": rng.random(30), "test_labels": np.arange(30) % 2}
     scores.save(path, arrays)
     content = path.read_bytes()
-    strange = [np.array(["a"]), np.zeros((2, 2, 2)), np.array([]), np.array(3.0), np.full(30, np.nan), np.arange(7)]
 
-    def cases() -> Iterator[bytes]:
-        yield from mutated(content, 60, BYTES, 6)
-        source = random.Random(7)
-        for number in range(50):
-            names = list(arrays)
-            name = names[number % len(names)]
-            changed = {**arrays, name: source.choice(strange)} if number % 3 else {**arrays}
-            changed = changed if number % 3 else {key: value for key, value in changed.items() if key != name}
-            file = io.BytesIO()
-            np.savez(file, **changed)
-            yield file.getvalue()
+    def are_arrays(read: dict[str, Any]) -> bool:
+        return all(isinstance(values, np.ndarray) for values in read.values())
 
-    def read() -> Any:
-        return scores.threshold_measures(scores.load(path))
-
-    counts = fuzz(path, cases(), read, lambda measures: all(isinstance(value, float) for value in measures.values()))
-    assert min(counts.values()) > 10
+    # the archive's own checksums find every change
+    damaged = fuzz(path, mutated(content, 110, BYTES, 6), lambda: scores.load(path), are_arrays)
+    assert damaged["refused"] > 100
+    assert fuzz(path, iter([content]), lambda: scores.load(path), are_arrays)["read"] == 1
 
 
 # --- checkpoints

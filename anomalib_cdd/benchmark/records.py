@@ -23,7 +23,16 @@ Record = dict[str, Any]
 
 CELLS = "cells"
 RESULTS, CURVES = "results.csv", "curves.csv"
-FIELDS = {"key", "status", "measures", "course", "fit_seconds", "wall_seconds", "environment", "config"}
+FIELDS: dict[str, Any] = {
+    "key": str,
+    "status": str,
+    "measures": dict,
+    "course": list,
+    "fit_seconds": float | int | None,
+    "wall_seconds": float | int,
+    "environment": dict,
+    "config": dict,
+}
 
 
 def record_path(output: Path, cell: Cell) -> Path:
@@ -43,7 +52,8 @@ def read_record(output: Path, cell: Cell) -> Record | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = None
-    if not isinstance(record, dict) or not record.keys() >= FIELDS or record["key"] != cell.key:
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in FIELDS.items())
+    if not whole or record["key"] != cell.key:
         logger.warning("%s is not the whole record of its cell, which runs again.", path)
         return None
     return record

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``anomalib-cdd fuad``: models compared on training data that is not clean, models x data x noise ratios x seeds."""
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,10 @@ def build_cell(config: dict[str, Any], data_root: str | None = None) -> Componen
         config: A cell's.
         data_root: Replaces ``${data_root}``.
     """
-    model = config["model"] | {"init_args": dict(config["model"]["init_args"])}
+    model, trainer = copy.deepcopy([config["model"], config["trainer"]])  # jsonargparse writes into what it parses
     if "audit" in model["init_args"]:
         model["init_args"]["audit"] = False
-    return build(fill_data_root(config["data"], data_root, "data"), model, config["trainer"])
+    return build(fill_data_root(config["data"], data_root, "data"), model, trainer)
 
 
 def fill_data_root(entry: Entry, data_root: str | None, name: str) -> Entry:

@@ -27,12 +27,16 @@ MEGABYTE = 2**20
 
 
 @contextmanager
-def readable_checkpoint(path: str | Path) -> Iterator[None]:
+def readable_checkpoint(path: str | Path, model: str = "this model") -> Iterator[None]:
     """Turn what reading a bad file raises into one line that names the file; anything else keeps its own name.
+
+    Args:
+        path: The checkpoint.
+        model: Whose it should be, for the message.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or holds more than plain data.
+        ValueError: If it is damaged, holds more than plain data, or is of something else.
     """
     if "://" not in str(path) and not Path(path).is_file():
         msg = f"Checkpoint {path} does not exist."
@@ -53,6 +57,11 @@ def readable_checkpoint(path: str | Path) -> Iterator[None]:
         if "zip archive" not in str(error) and "PytorchStreamReader" not in str(error):
             raise
         msg = f"Checkpoint {path} is damaged ({_first_line(error)})."
+        raise ValueError(msg) from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # what is in it has another shape
+        if str(path) in str(error):
+            raise
+        msg = f"Checkpoint {path} is not of {model} ({type(error).__name__}: {_first_line(error)})."
         raise ValueError(msg) from error
 
 

@@ -48,7 +48,7 @@ class TrainsByEpochs:
             ValueError: If the file is no checkpoint of this model, or holds anything but plain data.
         """
         options = {"pre_trained": False, "weights": None, **kwargs}
-        with readable_checkpoint(checkpoint_path):
+        with readable_checkpoint(checkpoint_path, cls.__name__):
             return super().load_from_checkpoint(checkpoint_path, **options)  # type: ignore[misc]  # AnomalibModule's
 
     @property

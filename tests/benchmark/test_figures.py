@@ -232,13 +232,12 @@ def test_a_figure_that_fails_is_named_and_the_others_are_drawn(
     assert "tiles_histograms.svg could not be drawn" in drawn.problems[0]
 
 
-def test_scores_that_do_not_belong_together_are_named(make_grid: Any, output: Path) -> None:
+def test_scores_that_do_not_belong_together_cost_one_figure(make_grid: Any, output: Path) -> None:
     frame = make_grid()
     path = output / "cells" / f"{example_cells(frame)['key'].iloc[0]}.npz"
     np.savez(path, **(load(path) or {}) | {"train_is_noise": np.zeros(3, dtype=bool)})
     [problem] = draw(frame, pd.DataFrame(), output).problems
-    assert str(path) in problem
-    assert "train_is_noise" in problem
+    assert "histograms.svg could not be drawn" in problem
 
 
 def test_cells_that_kept_no_scores_have_curves_alone(make_grid: Any, output: Path) -> None:
