@@ -18,12 +18,12 @@ from .models import *  # noqa: F403
 from .thresholds import LabelFreePostProcessor
 from .training import defaults
 from .training.reading import read_image
+from .version import __version__
 
-__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "TrainingAudit"]
+__all__ = ["FuadEvaluator", "LabelFreePostProcessor", "TrainingAudit", "__version__"]
 __all__ += ["cleaning", "data", "models", "read_image", "teachers"]
 __all__ += data.__all__
 __all__ += models.__all__
-__version__ = "0.2.0.dev0"
 
 
 def _register() -> None:
@@ -36,5 +36,5 @@ def _register() -> None:
 
 
 _register()
-defaults.provide(post_processor=LabelFreePostProcessor, audit=TrainingAudit)
+defaults.provide(post_processor=LabelFreePostProcessor, audit=TrainingAudit, normalisation=teachers.normalisation)
 clean.provide(judge=cleaning.judge)

@@ -27,10 +27,10 @@ from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from lightning.pytorch import seed_everything
 
-import anomalib_cdd
 from anomalib_cdd.evaluation.settings import evaluate
 from anomalib_cdd.training.files import write_text
 from anomalib_cdd.training.precision import computes_in_bf16
+from anomalib_cdd.version import __version__
 
 from . import records as kept
 from . import scores
@@ -188,7 +188,7 @@ def _device() -> torch.device:
 
 def _environment() -> dict[str, str]:
     return {
-        "anomalib_cdd": anomalib_cdd.__version__,
+        "anomalib_cdd": __version__,
         "commit": commit(),
         "anomalib": version("anomalib"),
         "torch": version("torch"),

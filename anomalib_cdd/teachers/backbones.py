@@ -113,15 +113,17 @@ class Teacher(nn.Module):
         return tuple(Level(*level) for level in zip(names, channels, strides, signed, strict=True))
 
 
-def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(backbone: str | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation of the images that ``backbone`` was trained on.
 
     Args:
-        backbone: timm model name.
+        backbone: timm model name; ``None`` where it is not known.
 
     Returns:
         Mean and standard deviation per RGB channel, for images in [0, 1]. ImageNet's where timm knows none.
     """
+    if backbone is None:
+        return IMAGENET_MEAN, IMAGENET_STD
     if _architecture(backbone) in PYPI_TEACHERS:
         return PYPI_MEAN, PYPI_STD
     cfg = timm.models.get_pretrained_cfg(backbone, allow_unregistered=True)

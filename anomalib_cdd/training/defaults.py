@@ -15,8 +15,6 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_cdd.teachers.backbones import IMAGENET_MEAN, IMAGENET_STD, normalisation
-
 from .checkpoints import guard_checkpoints
 from .exports import FaithfulExports
 from .read_alike import ReadAlike, Reader
@@ -24,12 +22,17 @@ from .reading import WHITE
 from .results import link_latest, use_one_results_folder
 from .visualization import UncroppedVisualizer
 
-_PROVIDED: dict[str, Callable[[], Any]] = {}
+_PROVIDED: dict[str, Callable[..., Any]] = {}
 
 
-def provide(*, post_processor: Callable[[], PostProcessor], audit: Callable[[], Callback]) -> None:
-    """Say what makes a model's default post-processor and the callback that audits its training set."""
-    _PROVIDED.update(post_processor=post_processor, audit=audit)
+def provide(
+    *,
+    post_processor: Callable[[], PostProcessor],
+    audit: Callable[[], Callback],
+    normalisation: Callable[[str | None], tuple[Sequence[float], Sequence[float]]],
+) -> None:
+    """Say what a default post-processor is, the audit of a training set, and how a teacher's images are normalised."""
+    _PROVIDED.update(post_processor=post_processor, audit=audit, normalisation=normalisation)
 
 
 class LabelFreeDefaults(FaithfulExports):
@@ -116,6 +119,6 @@ class LabelFreeDefaults(FaithfulExports):
         """
         image_size = image_size or (256, 256)
         crop = center_crop_size or (image_size[0] * 7 // 8, image_size[1] * 7 // 8)
-        mean, std = normalisation(backbone) if backbone else (IMAGENET_MEAN, IMAGENET_STD)
+        mean, std = _PROVIDED["normalisation"](backbone)
         steps = [Resize(image_size, antialias=True), CenterCrop(crop), Normalize(mean=list(mean), std=list(std))]
         return PreProcessor(transform=Compose(steps))

@@ -17,9 +17,8 @@ from anomalib.models.image.efficient_ad.torch_model import MediumPatchDescriptio
 from anomalib.utils.path import get_pretrained_weights_dir
 from torch import Tensor, nn
 
-from anomalib_cdd.teachers.backbones import Teacher
+from anomalib_cdd.teachers.backbones import IMAGENET_MEAN, IMAGENET_STD, Teacher
 from anomalib_cdd.teachers.mixing import channel_pooling, mixed_patches
-from anomalib_cdd.training.defaults import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
 
