@@ -21,35 +21,31 @@ ROOMS = ("cleaning", "data", "evaluation", "teachers", "thresholds", "training")
 UNKNOWN = "unknown"
 
 
-def fingerprint(class_path: str) -> str:
+@cache
+def fingerprint(class_path: str, package: Path = PACKAGE) -> str:
     """Return a hash of the code that a model's results come from, anomalib's version included.
 
     Args:
         class_path: Of the model. What lies outside this package counts by anomalib's version alone.
+        package: This package, or a copy of it.
     """
     module, _, name = class_path.rpartition(".")
     home = Path(getfile(getattr(import_module(module), name))).parent
-    folders = [PACKAGE / room for room in ROOMS] + ([home] if home.is_relative_to(PACKAGE) else [])
-    text = "\n".join([version("anomalib"), *map(_code, folders)])
+    rooms = [*ROOMS, *([home.relative_to(PACKAGE).as_posix()] if home.is_relative_to(PACKAGE) else [])]
+    text = "\n".join([version("anomalib"), *(_code(package, room) for room in rooms)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@cache
-def _code(folder: Path) -> str:
+def _code(package: Path, room: str) -> str:
     """Return the code of a folder's files, by name."""
     parts = []
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted((package / room).rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 node.body = [each for each in node.body if not _is_text(each)]
-        parts += [path.relative_to(PACKAGE).as_posix(), ast.unparse(tree)]
+        parts += [path.relative_to(package).as_posix(), ast.unparse(tree)]
     return "\n".join(parts)
-
-
-def forget() -> None:
-    """Read the code anew at the next question."""
-    _code.cache_clear()
 
 
 def _is_text(node: ast.stmt) -> bool:
@@ -57,18 +53,18 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 @cache
-def commit() -> str:
+def commit(package: Path = PACKAGE) -> str:
     """Return the commit of the checkout that the package lies in, with ``+dirty`` if the package differs from it.
 
     ``"unknown"`` for an installed package, which is in no checkout, and where there is no git.
     """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]  # git is where the user has it
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()  # noqa: S603
+
     try:
-        _git("ls-files", "--error-unmatch", "__init__.py")
-        return _git("rev-parse", "--short=12", "HEAD") + ("+dirty" if _git("status", "--porcelain", ".") else "")
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("+dirty" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return UNKNOWN
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(PACKAGE), *arguments]  # git is where the user has it
-    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()  # noqa: S603

@@ -90,7 +90,7 @@ def measures(rng: np.random.Generator, ratio: float, masks: bool) -> dict[str, f
     names = ["image_AUROC", "image_AUROC_overlap"]
     names += ["pixel_AUROC", "pixel_AUROC_overlap", "AUPRO", "AUPRO_overlap", "PRO", "PRO_overlap"] if masks else []
     names += ["injected_AUROC", "noise_AP", "noise_precision"] if ratio else []
-    return {name: float(rng.uniform(0.5, 1)) for name in names}
+    return {name: float(rng.uniform(0.5, 1)) for name in names} | {"out_of_sample": 1.0}
 
 
 def kept_arrays(rng: np.random.Generator, ratio: float, images: Path, masks: bool) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from matplotlib.colors import to_hex
 from anomalib_cdd.benchmark import figures
 from anomalib_cdd.benchmark.figures import curves_caption, draw, example_cells, file_name
 from anomalib_cdd.benchmark.heat_maps import COLOUR_QUANTILES, frame_of, heat_maps
-from anomalib_cdd.benchmark.plots import BINS, KIND_COLOURS, RATIO_CURVES, curves, histograms, styles
+from anomalib_cdd.benchmark.plots import BINS, EPOCH_CURVES, KIND_COLOURS, RATIO_CURVES, curves, histograms, styles
 from anomalib_cdd.benchmark.scores import Arrays, load
+from anomalib_cdd.benchmark.tables import compared
 
 MODELS = ["cdd", "rd", "patchcore"]
 LOOK = styles(MODELS)
@@ -69,6 +70,42 @@ def test_curves_of_different_seeds_say_so(make_grid: Any) -> None:
     assert "comparable" not in curves_caption(frame)
     lacking = frame[~((frame["model"] == "rd") & (frame["noise_ratio"] == 0.1) & (frame["seed"] == 1))]
     assert "most have 0, 1, but rd at 0.1: 0." in curves_caption(lacking)
+
+
+def test_noise_ap_is_drawn_of_rankings_that_compare(make_grid: Any, output: Path) -> None:
+    frame = make_grid()
+    frame.loc[frame["model"] == "rd", "out_of_sample"] = 0.0
+    drawn = draw(frame, pd.DataFrame(), output)
+    figure = curves(compared(frame), LOOK)
+    lines = {panel.get_title(): [line.get_label() for line in panel.lines] for panel in figure.axes}
+    assert lines["Noise AP"] == ["cdd", "patchcore"]
+    assert lines["Image AUROC, overlap"] == MODELS
+    assert "out-of-sample rankings alone" in drawn.pictures[0].caption
+    arrays = kept_of(frame, output)
+    arrays["rd"]["train_out_of_sample"][:] = False
+    assert [panel.get_xlabel() for panel in histograms(arrays, LOOK).axes[::2]] == ["", "in-sample", ""]
+
+
+def test_the_course_of_a_training_is_drawn_over_its_epochs(make_grid: Any, output: Path) -> None:
+    frame = make_grid()
+    rows = [
+        {"data": "tiles", "noise_ratio": ratio, "model": model, "seed": seed, "epoch": epoch}
+        | dict.fromkeys(EPOCH_CURVES, epoch / 100 + seed / 10 + ratio)
+        for ratio in (0.0, 0.1)
+        for model, epochs in (("cdd", (25, 50)), ("rd", (25, 50)), ("patchcore", (1,)))
+        for seed in (0, 1)
+        for epoch in epochs
+    ]
+    drawn = draw(frame, pd.DataFrame(rows), output)
+    assert [picture.kind for picture in drawn.pictures] == ["curves", "course", "histograms", "heat_maps"]
+    assert drawn.pictures[1].caption.startswith("Noise ratio 0.1.")
+    figure = curves(pd.DataFrame(rows).query("noise_ratio == 0.1"), LOOK, "epoch", EPOCH_CURVES)
+    assert [panel.get_title() for panel in figure.axes] == list(EPOCH_CURVES.values())
+    for panel in figure.axes:
+        lines = {line.get_label(): line for line in panel.lines}
+        assert lines["cdd"].get_xdata().tolist() == [25, 50]
+        np.testing.assert_allclose(lines["cdd"].get_ydata(), [0.4, 0.65])
+        np.testing.assert_allclose(lines["patchcore"].get_ydata(), 0.16)  # level: it trains once
 
 
 # ------------------------------------------------------------------------------------------ every model, everywhere

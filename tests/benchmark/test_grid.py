@@ -3,9 +3,7 @@
 """The grid runs each cell once, survives kills and failures, and names what is wrong before anything runs."""
 
 import json
-import shutil
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import yaml
 from jsonargparse import Namespace
 
 import anomalib_cdd
-from anomalib_cdd.benchmark import revision
 from anomalib_cdd.benchmark import run as grid
 from anomalib_cdd.benchmark.plan import Cell
 from anomalib_cdd.cli import fuad
@@ -280,38 +277,29 @@ def test_the_course_of_a_training_is_measured_and_leaves_it_as_it_is(make: Make,
     assert list((tmp_path / "measured" / "figures").glob("*course*"))
 
 
-CHANGES = """
-import sys
-from pathlib import Path
-from anomalib_cdd.benchmark import revision
+def test_the_seconds_of_a_fit_are_without_those_of_measuring(
+    make: Make, mvtec_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
 
-for path, text in (("", ""), *zip(sys.argv[1::2], sys.argv[2::2])):
-    file = Path("anomalib_cdd") / path
-    old = file.read_text() if path else ""
-    if path:
-        file.write_text(old + text)
-    revision.forget()
-    print(revision.fingerprint("anomalib_cdd.Cdd"), revision.fingerprint("anomalib.models.Padim"))
-    if path:
-        file.write_text(old)
-"""
+    def score(*args: Any) -> None:
+        nonlocal now
+        now += 100
 
+    def build(config: Any) -> Any:
+        components = fuad.build_cell(config, str(mvtec_root))
+        components.model.model.register_forward_pre_hook(score)
+        return components
 
-def test_a_change_of_the_methods_code_makes_a_cell_new(tmp_path: Path) -> None:
-    shutil.copytree(revision.PACKAGE, tmp_path / "anomalib_cdd")
-    changes = {
-        "models/cdd/loss.py": "# a remark\n",
-        "benchmark/tables.py": "WIDTH = 3\n",
-        "models/cdd/domains.py": "POWER = 1\n",
-        "data/noise.py": "SEED = 1\n",
-    }
-    command = [sys.executable, "-W", "ignore", "-c", CHANGES, *[each for pair in changes.items() for each in pair]]
-    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
-    before, remark, report, method, data = [tuple(said[i : i + 2]) for i in range(0, 10, 2)]
-    assert len(set(before)) == 2
-    # a comment, and the report: nothing that a result comes from
-    assert remark == report == before
-    assert method[0] != before[0]
-    assert method[1] == before[1]
-    assert data[0] != before[0]
-    assert data[1] != before[1]
+    off = dict.fromkeys(
+        ("domain_construction", "pseudo_normal", "confidence_guidance", "confident_distillation"), False
+    )
+    off |= {"regularization": 0.0, "feature_noise": 0.0}
+    small = {"backbone": "test_resnet", "pre_trained": False, "student_width": 8, "pre_processor": SMALL}
+    rd = {"class_path": "anomalib_cdd.Cdd", "init_args": small | off, "trainer": {"max_epochs": 3}}
+    config = make(seeds=[0], models={"rd": rd}, measure_every=1)
+    assert grid.run(fuad.cells_of(config), build, config.output) == 0
+    results = pd.read_csv(config.output / "results.csv")
+    assert results["fit_seconds"].tolist() == [0]
+    assert results["wall_seconds"][0] >= 300

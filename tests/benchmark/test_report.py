@@ -24,7 +24,7 @@ def results(values: dict[str, tuple[float, ...]], **columns: Any) -> pd.DataFram
         for model, numbers in values.items()
         for seed, value in enumerate(numbers)
     ]
-    defaults = {"data": "tiles", "noise_ratio": 0.1, "status": "done", "error": None}
+    defaults = {"data": "tiles", "noise_ratio": 0.1, "status": "done", "error": None, "out_of_sample": 1.0}
     return pd.DataFrame(rows).assign(**defaults | columns)
 
 
@@ -63,6 +63,24 @@ def test_both_forms_have_the_same_marks() -> None:
     assert "<u>0.850 ± 0.071</u>" in html
     assert sorted(re.findall(r"<b>(.*?)</b>", html)) == sorted(re.findall(r"\*\*(.*?)\*\*", markdown(frame)))
     assert sorted(re.findall(r"<u>(.*?)</u>", html)) == sorted(re.findall(r"<u>(.*?)</u>", markdown(frame)))
+
+
+def test_in_sample_rankings_are_named_and_not_compared() -> None:
+    frame = results(HAND, noise_AP=[0.5, 0.5, 0.9, 0.9, 0.4, 0.4])
+    frame.loc[frame["model"] == "b", "out_of_sample"] = 0.0
+    text = markdown(frame)
+    row = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if " | 2 | " in line}
+    assert row["a"] == "**0.500 ± 0.000**"
+    assert row["b"] == "0.900 ± 0.000 (in-sample)"
+    assert row["c"] == "<u>0.400 ± 0.000</u>"
+    assert "/ 0.900 (in-sample) |" in text  # in the overview
+    assert "(in-sample)" in page(frame)
+
+
+def test_seconds_are_whole_and_the_quickest_is_no_best() -> None:
+    text = markdown(results(HAND, fit_seconds=[10.0, 11.0, 20.4, 20.4, 5.0, 5.0]))
+    assert "| a | 2 | 10 ± 1 |" in text
+    assert "| b | 2 | 20 ± 0 |" in text
 
 
 @pytest.mark.parametrize(

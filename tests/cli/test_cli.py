@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from anomalib.data import get_datamodule
 from anomalib.pipelines.benchmark.job import BenchmarkJob
@@ -120,3 +121,24 @@ def test_train_predict_and_export_from_the_command_line(
     main(["predict", *model, "--data", str(images), "--ckpt_path", str(checkpoint)])
     main(["export", *model, "--ckpt_path", str(checkpoint), "--export_type", "onnx", "--export_root", str(tmp_path)])
     assert (tmp_path / "weights" / "onnx" / "model.onnx").exists()
+
+
+def test_a_seed_gives_the_same_model_twice(mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a model of anomalib's, whose first weights and order of images are nobody's but the command line's."""
+    ends = []
+    for folder, seed in (("one", 0), ("two", 0), ("other", 1)):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        main([
+            "fit", "--model", "ReverseDistillation", "--model.backbone", "resnet18", "--model.pre_trained", "false",
+            "--model.visualizer", "false", "--data", "MVTecNoisy", "--data.root", str(mvtec_root),
+            "--data.train_batch_size", "4", "--data.num_workers", "0", "--data.val_split_mode", "none",
+            "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0", "--trainer.accelerator", "cpu",
+            "--seed_everything", str(seed),
+        ])  # fmt: skip
+        [checkpoint] = (tmp_path / folder).rglob("model.ckpt")
+        state = torch.load(checkpoint, weights_only=False, map_location="cpu")["state_dict"]
+        ends.append({name: value for name, value in state.items() if name.startswith("model.")})
+    one, two, other = ends
+    assert [name for name, value in one.items() if not torch.equal(value, two[name])] == []
+    assert not all(torch.equal(value, other[name]) for name, value in one.items())

@@ -19,6 +19,7 @@ from anomalib_cdd.data import FolderNoisy, MVTecNoisy
 from anomalib_cdd.evaluation.measures import aupro, auroc, pro_per_image
 from anomalib_cdd.evaluation.predictions import score_dataset
 from anomalib_cdd.evaluation.settings import fuad_measures, training_ranking
+from anomalib_cdd.training.report import TrainingReport
 
 SIZE = 32
 
@@ -226,3 +227,25 @@ def test_random_training_augmentations_do_not_reach_the_ranking(mvtec_root: Path
     before = training_ranking(model, datamodule, progress=False)
     datamodule.train_data.augmentations = lambda image, mask: (torch.zeros_like(image), mask)
     assert training_ranking(model, datamodule, progress=False).equals(before)
+
+
+def test_a_report_of_the_training_ranks_and_says_so(mvtec_root: Path) -> None:
+    datamodule, model = make_datamodule(mvtec_root, noise_ratio=0.3), make_model()
+    own = training_ranking(model, datamodule, progress=False)
+    assert not own["out_of_sample"].any()
+    assert own["score"].tolist() == own["model_score"].tolist()
+    assert fuad_measures(model, datamodule, progress=False)["out_of_sample"] == 0
+    paths = datamodule.train_data.samples["image_path"].tolist()
+    said = np.linspace(0, 1, len(paths), dtype=np.float32)
+    model.training_report = lambda: TrainingReport(paths[::-1], said)
+    ranking = training_ranking(model, datamodule, progress=False)
+    assert ranking["image_path"].tolist() == paths
+    assert ranking["out_of_sample"].all()
+    assert set(ranking["model_score"]) == set(own["model_score"])
+    measures = fuad_measures(model, datamodule, progress=False)
+    assert measures["out_of_sample"] == 1
+    is_noise = datamodule.train_data.samples["is_noise"]
+    assert measures["noise_AP"] == pytest.approx(average_precision_score(is_noise, said[::-1]))
+    # of one image nobody was asked who had not learned from it
+    model.training_report = lambda: TrainingReport(paths, np.where(said > 0, said, np.nan))
+    assert not training_ranking(model, datamodule, progress=False)["out_of_sample"].any()
