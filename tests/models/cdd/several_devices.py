@@ -63,6 +63,7 @@ def train(devices: int, root: Path, output: Path, case: dict[str, Any]) -> None:
         max_epochs=case.get("epochs", 2),
         default_root_dir=output / case["name"] / case.get("folder_of_rank", {}).get(os.environ.get("LOCAL_RANK"), ""),
         callbacks=callbacks,
+        precision=case.get("precision", "32-true"),
         **quiet,
     )
     engine.fit(model, datamodule=data, ckpt_path=case.get("ckpt_path"))
