@@ -9,11 +9,10 @@ import torch
 from anomalib.data import InferenceBatch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.bank import PatchBank
-from anomalib_cdd.teachers.grids import channel_pooling, in_tiles
+from anomalib_cdd.teachers.mixing import channel_pooling, in_tiles, mixed_patches
 from anomalib_cdd.teachers.patches import DIMENSIONS, random_projection
 from anomalib_cdd.training.precision import full_precision
 
@@ -133,25 +132,3 @@ class InReachModel(DynamicBufferMixin, nn.Module):
             patches = self.patches(images)
             positions = self.positions(*patches.shape[-2:]).expand(len(patches), -1, -1, -1)
             return self.bank(torch.cat([patches, positions], dim=1), images.shape[-2:])
-
-
-def mixed_patches(levels: Sequence[Tensor], mixing: Tensor, size: Sequence[int]) -> Tensor:
-    """Return patches: 3 x 3 averages of all levels on one grid, their channels mixed.
-
-    All of that is linear, so that channels are mixed first, each level at its own size: the concatenation of fourteen
-    levels on the finest grid is never in memory.
-
-    Args:
-        levels: Teacher levels, each ``(B, C_l, H_l, W_l)``.
-        mixing: Shape ``(D, sum of C_l)``, what is done to the concatenated channels.
-        size: Height and width of the grid.
-
-    Returns:
-        Shape ``(B, D, *size)``.
-    """
-    parts = mixing.split([level.shape[1] for level in levels], dim=1)
-    mixed = (F.conv2d(level, part[:, :, None, None]) for level, part in zip(levels, parts, strict=True))
-    grids = [
-        F.interpolate(F.avg_pool2d(level, 3, stride=1, padding=1), size=tuple(size), mode="bilinear") for level in mixed
-    ]
-    return torch.stack(grids).sum(dim=0)

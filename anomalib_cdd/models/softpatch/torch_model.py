@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomalib_cdd.teachers.bank import PatchBank
-from anomalib_cdd.teachers.grids import channel_pooling, in_tiles
+from anomalib_cdd.teachers.mixing import channel_pooling, in_tiles
 from anomalib_cdd.teachers.patches import PatchExtractor
 from anomalib_cdd.training.precision import full_precision
 

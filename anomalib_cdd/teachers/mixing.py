@@ -1,8 +1,12 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""What memory banks do to patch grids: fewer channels, and whole images from tiles."""
+"""Patches of several teacher levels with a bounded number of channels.
 
-from collections.abc import Callable
+Pooling channels, the 3 x 3 average and interpolation are all linear. So the channels are mixed
+first, level by level at its own size: the concatenation of many levels on the finest grid is never in memory.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +29,25 @@ def channel_pooling(channels: int, pooled: int) -> Tensor:
         Shape ``(min(C, pooled), C)``; each row sums to one.
     """
     return F.adaptive_avg_pool1d(torch.eye(channels), min(channels, pooled)).T.contiguous()
+
+
+def mixed_patches(levels: Sequence[Tensor], mixing: Tensor, size: Sequence[int]) -> Tensor:
+    """Return patches: 3 x 3 averages of all levels on one grid, their channels mixed.
+
+    Args:
+        levels: Teacher levels, each ``(B, C_l, H_l, W_l)``.
+        mixing: Shape ``(D, sum of C_l)``, what is done to the concatenated channels.
+        size: Height and width of the grid.
+
+    Returns:
+        Shape ``(B, D, *size)``.
+    """
+    parts = mixing.split([level.shape[1] for level in levels], dim=1)
+    mixed = (F.conv2d(level, part[:, :, None, None]) for level, part in zip(levels, parts, strict=True))
+    grids = [
+        F.interpolate(F.avg_pool2d(level, 3, stride=1, padding=1), size=tuple(size), mode="bilinear") for level in mixed
+    ]
+    return torch.stack(grids).sum(dim=0)
 
 
 def in_tiles(tiler: "Tiler | None", images: Tensor, extract: Callable[[Tensor], Tensor], stride: int) -> Tensor:
