@@ -117,9 +117,14 @@ def coreset(patches: Tensor, count: int, progress: Callable[[Iterable[int]], Ite
     Returns:
         Rows of the chosen patches, shape ``(count,)``.
     """
-    chosen = [torch.linalg.vector_norm(patches - patches.mean(dim=0), dim=1).argmin()]
-    covered = torch.full_like(patches[:, 0], torch.inf)
+    # squared distances by a product with the one patch: differences would be a copy of all patches at every step
+    squares = patches.square().sum(dim=1)
+    mean = patches.mean(dim=0)
+    chosen = [(squares - 2 * patches @ mean).argmin()]
+    covered = torch.full_like(squares, torch.inf)
     for _ in progress(range(count - 1)):
-        covered = torch.minimum(covered, torch.linalg.vector_norm(patches - patches[chosen[-1]], dim=1))
+        last = chosen[-1]
+        torch.minimum(covered, squares + squares[last] - 2 * (patches @ patches[last]), out=covered)
+        covered[last] = -torch.inf  # not twice, where all others have a twin among those chosen
         chosen.append(covered.argmax())
     return torch.stack(chosen)
