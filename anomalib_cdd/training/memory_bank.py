@@ -147,31 +147,27 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
             count = 0 if self._patch_file is None else len(self._patch_file.image_paths)
             msg = f"{type(self).__name__} compares training images with each other and there are {count}. Add images."
             raise ValueError(msg)
-        paths, (_, height, width) = self._patch_file.image_paths, self._patch_file.shape
+        paths, (_, *grid) = self._patch_file.image_paths, self._patch_file.shape
         # the same whatever the order in which the images came
         order = sorted(range(len(paths)), key=paths.__getitem__)
         mapped = self._patch_file.images()
         images = [mapped[place] for place in order]
-        owners = self.fill(images, (height, width)).to(self.device)
+        owners = self.fill(images, (grid[0], grid[1])).to(self.device)
+        self._judge(images, owners, [paths[place] for place in order], grid)
+        self._forget_patches()
+
+    def _judge(self, images: list[Tensor], owners: Tensor, paths: list[str], grid: list[int]) -> None:
+        """Set the bank's scale, and report what it says of each image without the image's own patches."""
         bank = self.model.bank
+        bar = tqdm(images, desc="training images without their own patches", leave=False)
         distances = torch.stack(
-            [
-                bank.distances(image.to(self.device), allowed=owners != number).cpu()
-                for number, image in enumerate(
-                    tqdm(images, desc="training images without their own patches", leave=False)
-                )
-            ]
+            [bank.distances(image.to(self.device), allowed=owners != number) for number, image in enumerate(bar)]
         )
         known = distances[distances.isfinite()]
         mean = known.mean() if len(known) else known.new_zeros(())
         bank.scale.fill_(mean if mean > 0 else 1.0)
-        scores = [
-            float(bank.anomaly_map(image.view(1, 1, height, width).to(self.device), self.image_size).max())
-            for image in distances
-        ]
-        self._report = TrainingReport([paths[place] for place in order], np.array(scores, dtype=np.float32))
-        del mapped, images
-        self._forget_patches()
+        scores = [float(bank.anomaly_map(each.view(1, 1, *grid), self.image_size).max()) for each in distances]
+        self._report = TrainingReport(paths, np.array(scores, dtype=np.float32))
 
     def training_report(self) -> TrainingReport | None:
         """Return the scores of the training images by all patches of the bank but the image's own."""
@@ -179,7 +175,7 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
 
     def teardown(self, stage: str) -> None:
         """Delete patches of a fit that did not end."""
-        del stage
+        super().teardown(stage)  # type: ignore[misc]  # LightningModule's
         self._forget_patches()
 
     def _forget_patches(self) -> None:
