@@ -14,16 +14,18 @@ from torch.nn import functional as F
 
 from anomalib_cdd.training.precision import is_traced
 
-# distances in memory at a time: 134 MB
-BANK_CHUNK = 16384
-QUERY_CHUNK = 2048
+# distances in memory at a time: 16 MB
+BANK_CHUNK = 4096
+QUERY_CHUNK = 1024
 
 
 def squared_distances(first: Tensor, second: Tensor) -> Tensor:
     """Return squared Euclidean distances of vectors ``(..., Q, C)`` and ``(..., M, C)``, shape ``(..., Q, M)``."""
-    products = first @ second.transpose(-1, -2)
-    squares = first.square().sum(-1, keepdim=True) + second.square().sum(-1).unsqueeze(-2)
-    return (squares - 2 * products).clamp_min(0)
+    # in place: beside the product a pass over memory is what costs
+    distances = (-2 * first) @ second.mT
+    distances += first.square().sum(-1, keepdim=True)
+    distances += second.square().sum(-1).unsqueeze(-2)
+    return distances.clamp_min_(0)
 
 
 def nearest(queries: Tensor, bank: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -46,7 +48,10 @@ def nearest(queries: Tensor, bank: Tensor, allowed: Tensor | None = None) -> tup
 def _nearest(queries: Tensor, bank: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
     best, place = None, None
     for start in range(0, len(bank), BANK_CHUNK):
-        distances = squared_distances(queries, bank[start : start + BANK_CHUNK])
+        part = bank[start : start + BANK_CHUNK]
+        # without the squares of the queries, which are the same for all of the bank
+        distances = (-2 * queries) @ part.mT
+        distances += part.square().sum(dim=1)
         if allowed is not None:
             distances = distances.masked_fill(~allowed[start : start + BANK_CHUNK], torch.inf)
         values, indices = distances.min(dim=1)
@@ -58,7 +63,7 @@ def _nearest(queries: Tensor, bank: Tensor, allowed: Tensor | None) -> tuple[Ten
     if best is None or place is None:
         msg = "The bank is empty."
         raise ValueError(msg)
-    return best, place
+    return (best + queries.square().sum(dim=1)).clamp_min(0), place
 
 
 class PatchBank(DynamicBufferMixin, nn.Module):

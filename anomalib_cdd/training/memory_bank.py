@@ -92,6 +92,11 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         """
         raise NotImplementedError
 
+    def vectors(self, image: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return what the bank compares of an image's patches ``(P, C)``: in fp32, where the model is."""
+        del grid
+        return image.to(self.device).float()
+
     # ------------------------------------------------------------------------------------------ training
 
     def on_fit_start(self) -> None:
@@ -147,22 +152,21 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
             count = 0 if self._patch_file is None else len(self._patch_file.image_paths)
             msg = f"{type(self).__name__} compares training images with each other and there are {count}. Add images."
             raise ValueError(msg)
-        paths, (_, *grid) = self._patch_file.image_paths, self._patch_file.shape
+        paths, grid = self._patch_file.image_paths, (self._patch_file.shape[1], self._patch_file.shape[2])
         # the same whatever the order in which the images came
         order = sorted(range(len(paths)), key=paths.__getitem__)
         mapped = self._patch_file.images()
         images = [mapped[place] for place in order]
-        owners = self.fill(images, (grid[0], grid[1])).to(self.device)
+        owners = self.fill(images, grid).to(self.device)
         self._judge(images, owners, [paths[place] for place in order], grid)
         self._forget_patches()
 
-    def _judge(self, images: list[Tensor], owners: Tensor, paths: list[str], grid: list[int]) -> None:
+    def _judge(self, images: list[Tensor], owners: Tensor, paths: list[str], grid: tuple[int, int]) -> None:
         """Set the bank's scale, and report what it says of each image without the image's own patches."""
         bank = self.model.bank
         bar = tqdm(images, desc="training images without their own patches", leave=False)
-        distances = torch.stack(
-            [bank.distances(image.to(self.device), allowed=owners != number) for number, image in enumerate(bar)]
-        )
+        found = [bank.distances(self.vectors(image, grid), owners != number) for number, image in enumerate(bar)]
+        distances = torch.stack(found)
         known = distances[distances.isfinite()]
         mean = known.mean() if len(known) else known.new_zeros(())
         bank.scale.fill_(mean if mean > 0 else 1.0)

@@ -46,7 +46,7 @@ def test_a_distance_of_the_scale_becomes_one_half_and_order_is_kept() -> None:
 
 
 def test_an_empty_bank_says_so() -> None:
-    with pytest.raises(ValueError, match="memory bank is empty. Fit the model first"):
+    with pytest.raises(ValueError, match=r"memory bank is empty\. Fit the model first"):
         PatchBank(sigma=4).distances(torch.zeros(1, 2))
 
 

@@ -106,10 +106,9 @@ class InReach(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: igno
         """Fill the bank (Sec. 3); see :meth:`FillsMemoryBank.fill`."""
         options, count = self.hparams, len(images)
         self.model.position_range.fill_(POSITION_RANGE if self._has_positions(count) else 0.0)
-        positions = self.model.positions(*grid).flatten(1).T
 
         def patches_of(image: int) -> Tensor:
-            return torch.cat([images[image].to(self.device).float(), positions], dim=1)
+            return self.vectors(images[image], grid)
 
         # patches of all images join their mutual nearest neighbours among those of a few seeds
         generator = torch.Generator().manual_seed(options["seed"])
@@ -130,12 +129,16 @@ class InReach(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: igno
 
         # the rest is the bank; a seed's patch may be in two channels
         owners, places = torch.stack([members.images, members.patches]).unique(dim=1)
-        bank = torch.empty(len(owners), images[0].shape[1] + positions.shape[1], device=self.device)
+        bank = patches_of(0).new_empty(len(owners), patches_of(0).shape[1])
         for image in owners.unique().tolist():
             own = owners == image
             bank[own] = patches_of(image)[places[own]]
         self.model.bank.fill(bank, sigma=BLUR_SHARE * sum(self.image_size) / 2)
         return owners
+
+    def vectors(self, image: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return an image's patches with their positions, as the bank compares them."""
+        return torch.cat([super().vectors(image, grid), self.model.positions(*grid).flatten(1).T], dim=1)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """See at the first batch how large the training set is, and whether its patches have to be projected."""

@@ -130,5 +130,6 @@ class InReachModel(DynamicBufferMixin, nn.Module):
         """
         with full_precision(images.device.type), torch.no_grad():
             patches = self.patches(images)
-            positions = self.positions(*patches.shape[-2:]).expand(len(patches), -1, -1, -1)
+            # `len` would be a constant of an exported graph
+            positions = self.positions(*patches.shape[-2:]).expand(patches.shape[0], -1, -1, -1)
             return self.bank(torch.cat([patches, positions], dim=1), images.shape[-2:])

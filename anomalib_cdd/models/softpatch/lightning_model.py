@@ -99,10 +99,9 @@ class SoftPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: ig
 
     def fill(self, images: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Fill the bank (Sec. 3.2 and 3.3); see :meth:`FillsMemoryBank.fill`."""
-        del grid
         options, channels = self.hparams, images[0].shape[1]
         projection = random_projection(channels, PROJECTED).to(self.device)
-        points = torch.stack([image.to(self.device).float() @ projection for image in images], dim=1)
+        points = torch.stack([self.vectors(image, grid) @ projection for image in images], dim=1)
 
         # how unusual a patch is among the patches at its place; the most unusual leave, whatever their place
         bar = partial(tqdm, desc="noise scores", leave=False)
@@ -118,7 +117,7 @@ class SoftPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: ig
         bank = torch.empty(len(chosen), channels, device=self.device)
         for number, image in enumerate(images):
             own = owners == number
-            bank[own] = image[places[own].cpu()].to(self.device).float()
+            bank[own] = self.vectors(image, grid)[places[own]]
         self.model.bank.fill(bank, weights)
         return owners
 

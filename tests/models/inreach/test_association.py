@@ -41,12 +41,12 @@ def test_a_patch_whose_nearest_seed_is_not_mutual_does_not_fall_back_on_another(
 
 
 def test_channels_have_their_seed_and_all_that_joined() -> None:
-    images = [on_a_line(0.0, 10.0), on_a_line(0.1, 20.0), on_a_line(-0.1, 10.2)]
+    images = [on_a_line(0.0, 10.0), on_a_line(0.1, 19.0), on_a_line(-0.1, 10.2)]
     members = associate(images.__getitem__, seeds=[0], images=range(3))
     found = set(zip(*(field.tolist() for field in members), strict=True))
-    # image, patch, channel: 10 is mutual with 10.2 of the third image and with 20 of the second
+    # image, patch, channel: 10 is mutual with 10.2 of the third image and with 19 of the second
     assert found == {(0, 0, 0), (0, 1, 1), (1, 0, 0), (1, 1, 1), (2, 0, 0), (2, 1, 1)}
-    # channel 1 has 10, 20 and 10.2: mean 13.4
+    # channel 1 has 10, 19 and 10.2: mean 39.2 / 3
     squared = dict(
         zip(
             zip(members.images.tolist(), members.patches.tolist(), strict=True),
@@ -54,8 +54,8 @@ def test_channels_have_their_seed_and_all_that_joined() -> None:
             strict=True,
         )
     )
-    assert squared[0, 1] == pytest.approx(3.4**2, rel=1e-4)
-    assert squared[1, 1] == pytest.approx(6.6**2, rel=1e-4)
+    assert squared[0, 1] == pytest.approx((39.2 / 3 - 10) ** 2, rel=1e-4)
+    assert squared[1, 1] == pytest.approx((19 - 39.2 / 3) ** 2, rel=1e-4)
 
 
 def test_a_channel_needs_more_than_three_members() -> None:
