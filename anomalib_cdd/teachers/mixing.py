@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Patches of several teacher levels with a bounded number of channels.
 
-Pooling channels, a random projection, the 3 x 3 average and interpolation are all linear. So the channels are mixed
+Pooling channels, the 3 x 3 average and interpolation are all linear. So the channels are mixed
 first, level by level at its own size: the concatenation of many levels on the finest grid is never in memory.
 """
 
@@ -29,23 +29,6 @@ def channel_pooling(channels: int, pooled: int) -> Tensor:
         Shape ``(min(C, pooled), C)``; each row sums to one.
     """
     return F.adaptive_avg_pool1d(torch.eye(channels), min(channels, pooled)).T.contiguous()
-
-
-def random_projection(channels: int, projected: int, seed: int = 0) -> Tensor:
-    """Return a Gaussian matrix that keeps squared distances in expectation (Johnson and Lindenstrauss).
-
-    Args:
-        channels: Number of channels C.
-        projected: Number of channels D that is wanted; the identity is returned where C is no more than that.
-        seed: Its own generator's.
-
-    Returns:
-        Shape ``(min(C, D), C)``.
-    """
-    if channels <= projected:
-        return torch.eye(channels)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(projected, channels, generator=generator) / projected**0.5
 
 
 def mixed_patches(levels: Sequence[Tensor], mixing: Tensor, size: Sequence[int]) -> Tensor:

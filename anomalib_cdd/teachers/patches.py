@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Patches as Patchcore's: two levels of a teacher, averaged over 3 x 3 neighbours, on the grid of the finer one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -106,19 +106,25 @@ def nearest_distances(patches: Tensor, references: Tensor) -> Tensor:
     return (nearest + patches.square().sum(dim=-1, keepdim=True)).clamp_min(0).sqrt()
 
 
-def coreset(patches: Tensor, count: int) -> Tensor:
-    """Choose patches of one image that cover it: greedy k-centre, the farthest patch next.
+def coreset(patches: Tensor, count: int, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Tensor:
+    """Choose patches that cover all that are given: greedy k-centre, the farthest patch next.
 
     Args:
         patches: Shape ``(P, D)``.
         count: How many to choose, 1 to P. The first is the one nearest to their mean.
+        progress: Wraps the steps, such as tqdm.
 
     Returns:
         Rows of the chosen patches, shape ``(count,)``.
     """
-    chosen = [torch.linalg.vector_norm(patches - patches.mean(dim=0), dim=1).argmin()]
-    covered = torch.full_like(patches[:, 0], torch.inf)
-    for _ in range(count - 1):
-        covered = torch.minimum(covered, torch.linalg.vector_norm(patches - patches[chosen[-1]], dim=1))
+    # squared distances by a product with the one patch: differences would be a copy of all patches at every step
+    squares = patches.square().sum(dim=1)
+    mean = patches.mean(dim=0)
+    chosen = [(squares - 2 * patches @ mean).argmin()]
+    covered = torch.full_like(squares, torch.inf)
+    for _ in progress(range(count - 1)):
+        last = chosen[-1]
+        torch.minimum(covered, squares + squares[last] - 2 * (patches @ patches[last]), out=covered)
+        covered[last] = -torch.inf  # not twice, where all others have a twin among those chosen
         chosen.append(covered.argmax())
     return torch.stack(chosen)

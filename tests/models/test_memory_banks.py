@@ -1,0 +1,283 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""anomalib's life cycle with SoftPatch and InReaCh, and what their options and their training reports do."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.callbacks.tiler_configuration import TilerConfigurationCallback
+from anomalib.data import PredictDataset
+from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
+from anomalib.engine import Engine
+from anomalib.models import AnomalibModule, get_model, list_models
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import seed_everything
+from sklearn.metrics import roc_auc_score
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_cdd import InReach, MVTecNoisy, SoftPatch
+
+# OpenVINO computes in bf16 where the processor can
+SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
+MODELS = [SoftPatch, InReach]
+PYPI = {"backbone": "efficientnet_lite0_pypi", "pre_trained": True}
+
+
+def make_model(kind: type[AnomalibModule], **options: Any) -> Any:
+    seed_everything(0, verbose=False)
+    transform = Compose([Resize((64, 64), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
+    defaults = {"backbone": "test_resnet", "pre_trained": False, "visualizer": False, "audit": False}
+    return kind(**{**defaults, "pre_processor": PreProcessor(transform), **options})
+
+
+def make_data(root: Path, **options: Any) -> MVTecNoisy:
+    defaults = {"category": "bottle", "noise_ratio": 0.25, "val_split_mode": "none", "num_workers": 0}
+    return MVTecNoisy(root=root, **{**defaults, "train_batch_size": 4, "eval_batch_size": 4, **options})
+
+
+def make_engine(folder: Path, **options: Any) -> Engine:
+    defaults = {"logger": False, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+    defaults |= {"enable_model_summary": False, "default_root_dir": folder / "results"}
+    return Engine(**{**defaults, **options})
+
+
+def fitted(kind: type[AnomalibModule], root: Path, folder: Path, data: Any = None, **options: Any) -> Any:
+    """A model without thresholds, which nothing here reads."""
+    model = make_model(kind, post_processor=False, **options)
+    make_engine(folder).fit(model, datamodule=make_data(root) if data is None else data)
+    return model
+
+
+@torch.no_grad()
+def raw_scores(model: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    items = [dataset[i] for i in range(len(dataset))]
+    images = torch.cat([model.pre_processor.transform(item.image[None]) for item in items])
+    return model.eval().model(images).pred_score.numpy(), np.array([int(item.gt_label) for item in items])
+
+
+class Trained:
+    """A model after its epoch of five images in batches of two, and what Lightning predicts with it."""
+
+    def __init__(self, kind: type[AnomalibModule], root: Path, folder: Path) -> None:
+        self.kind, self.folder = kind, folder
+        self.model, self.engine = make_model(kind), make_engine(folder)
+        self.data = make_data(root, max_normal=4, train_batch_size=2, val_split_mode="same_as_test")
+        self.engine.fit(self.model, datamodule=self.data)
+        self.checkpoint = Path(self.engine.best_model_path)
+        self.images = PredictDataset(path=root / "bottle" / "test" / "scratch")
+        batches = self.engine.predict(self.model, dataset=self.images)
+        self.scores = {path: float(batch.pred_score[i]) for batch in batches for i, path in enumerate(batch.image_path)}
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda kind: kind.__name__)
+def trained(
+    request: pytest.FixtureRequest, mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Trained]:
+    return Trained(request.param, mvtec_root, tmp_path_factory.mktemp(request.param.__name__))
+
+
+def test_five_images_are_fitted_tested_validated_and_resumed(trained: Trained, tmp_path: Path) -> None:
+    """What anomalib's own integration test does with every model it lists."""
+    assert len(trained.data.train_data) == 5
+    assert trained.engine.trainer.current_epoch == 1
+    trained.engine.test(trained.model, datamodule=trained.data)
+    trained.engine.validate(trained.model, datamodule=trained.data)
+    resumed = make_model(trained.kind)
+    make_engine(tmp_path).train(resumed, datamodule=trained.data, ckpt_path=trained.checkpoint)
+    assert torch.equal(resumed.model.bank.memory_bank, trained.model.model.bank.memory_bank)
+    assert trained.engine.predict(resumed, datamodule=trained.data, ckpt_path=trained.checkpoint)
+
+
+@pytest.mark.parametrize("kind", [ExportType.TORCH, ExportType.ONNX, ExportType.OPENVINO])
+def test_exports_score_as_lightning_does(
+    trained: Trained, kind: ExportType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = trained.engine.export(trained.model, kind, export_root=tmp_path)
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    if kind == ExportType.TORCH:
+        inferencer = TorchInferencer(path, device="cpu")
+    else:
+        inferencer = OpenVINOInferencer(path, device="CPU", config=SINGLE_PRECISION)
+    for image, score in trained.scores.items():
+        assert float(inferencer.predict(image).pred_score.squeeze()) == pytest.approx(score, abs=1e-3)
+    assert len({round(score, 4) for score in trained.scores.values()}) > 5
+
+
+def test_a_checkpoint_keeps_bank_and_report_and_fetches_nothing(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *a, **k: pytest.fail("weights were fetched"))
+    loaded = trained.kind.load_from_checkpoint(trained.checkpoint)
+    expected, _ = raw_scores(trained.model, trained.data.test_data)
+    assert np.allclose(raw_scores(loaded, trained.data.test_data)[0], expected, atol=1e-6)
+    assert loaded.training_report().image_paths == trained.model.training_report().image_paths
+    assert np.array_equal(loaded.training_report().scores, trained.model.training_report().scores)
+
+
+def test_scores_lie_between_0_and_1_and_are_the_maps_maximum(trained: Trained) -> None:
+    batch = trained.model.eval().model(torch.randn(3, 3, 64, 64) * 3)
+    assert batch.anomaly_map.shape == (3, 1, 64, 64)
+    assert batch.anomaly_map.min() >= 0
+    assert batch.anomaly_map.max() < 1
+    assert torch.equal(batch.pred_score, batch.anomaly_map.amax(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_second_fit_makes_a_new_bank(kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path) -> None:
+    model = fitted(kind, mvtec_root, tmp_path, make_data(mvtec_root, max_normal=4))
+    make_engine(tmp_path / "second").fit(model, datamodule=make_data(mvtec_root, max_normal=8))
+    again = fitted(kind, mvtec_root, tmp_path / "fresh", make_data(mvtec_root, max_normal=8))
+    assert model.model.bank.memory_bank.shape == again.model.bank.memory_bank.shape
+    assert len(model.training_report().scores) == 10
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_anomalib_knows_it_by_name(kind: type[AnomalibModule]) -> None:
+    assert kind.__name__.lower() in {name.replace("_", "") for name in list_models()}
+    assert isinstance(get_model(kind.__name__, backbone="test_resnet", pre_trained=False), kind)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_bf16_mixed_scores_as_full_precision_does(kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path) -> None:
+    found = []
+    for precision in ("32-true", "bf16-mixed"):
+        model, engine = make_model(kind, post_processor=False), make_engine(tmp_path, precision=precision)
+        engine.fit(model, datamodule=make_data(mvtec_root))
+        batches = engine.predict(model, datamodule=make_data(mvtec_root))
+        found.append(torch.cat([batch.pred_score for batch in batches]))
+    assert torch.allclose(found[0], found[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_tiles_are_put_together_to_images(kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path) -> None:
+    model, data = make_model(kind, post_processor=False), make_data(mvtec_root)
+    engine = make_engine(tmp_path, callbacks=[TilerConfigurationCallback(enable=True, tile_size=32, stride=16)])
+    engine.fit(model, datamodule=data)
+    [batch, *_] = engine.predict(model, datamodule=data)
+    assert batch.anomaly_map.shape[-2:] == (64, 64)
+    engine = make_engine(tmp_path, callbacks=[TilerConfigurationCallback(enable=True, tile_size=30, stride=30)])
+    with pytest.raises(ValueError, match=r"Set tile_size and stride to multiples of [48]"):
+        engine.fit(make_model(kind), datamodule=data)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_planted_defects_are_found(kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path) -> None:
+    data = make_data(mvtec_root)
+    scores, labels = raw_scores(fitted(kind, mvtec_root, tmp_path, data, **PYPI), data.test_data)
+    assert roc_auc_score(labels, scores) > 0.9
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_report_asks_the_other_images_alone(kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path) -> None:
+    everything = {"threshold": 0.0, "coreset_sampling_ratio": 1.0} if kind is SoftPatch else {}
+    data = make_data(mvtec_root)
+    model = fitted(kind, mvtec_root, tmp_path, data, **PYPI, **everything)
+    report = model.training_report()
+    reported = dict(zip(report.image_paths, report.scores, strict=True))
+    paths = [str(path) for path in data.train_data.samples["image_path"]]
+    own, _ = raw_scores(model, data.train_data)
+    assert roc_auc_score(data.train_data.samples["is_noise"], [reported[path] for path in paths]) > 0.9
+    assert all(reported[path] > score for path, score in zip(paths, own, strict=True))
+
+
+def test_softpatch_sees_a_defect_in_its_training_set_where_a_plain_bank_does_not(
+    mvtec_root: Path, tmp_path: Path
+) -> None:
+    data, aurocs = make_data(mvtec_root), []
+    for options in ({"threshold": 0.15}, {"threshold": 0.0, "soft_weights": False}):
+        model = fitted(SoftPatch, mvtec_root, tmp_path, data, coreset_sampling_ratio=1.0, **PYPI, **options)
+        injected, _ = raw_scores(model, data.injected_data)
+        test, labels = raw_scores(model, data.test_data)
+        normal = test[labels == 0]
+        aurocs.append(roc_auc_score([1] * len(injected) + [0] * len(normal), [*injected, *normal]))
+    assert aurocs[0] > 0.9
+    assert aurocs[1] < 0.5
+
+
+def test_softpatch_options_move_what_they_say(mvtec_root: Path, tmp_path: Path) -> None:
+    def bank(**options: Any) -> Any:
+        return fitted(SoftPatch, mvtec_root, tmp_path, **options).model.bank
+
+    # 12 normal and 3 injected images of 8 x 8 patches
+    usual = bank()
+    assert len(usual.memory_bank) == int(0.1 * 816)
+    assert len(bank(coreset_sampling_ratio=1.0).memory_bank) == 816
+    assert len(bank(coreset_sampling_ratio=1.0, threshold=0.5).memory_bank) == 480
+    assert bank(soft_weights=False).weights.unique().tolist() == [1.0]
+    weights = [bank(noise_score=kind).weights for kind in ("nearest", "gaussian")] + [bank(lof_neighbors=2).weights]
+    assert all(other.shape == usual.weights.shape for other in weights)
+    assert all(not torch.equal(other, usual.weights) for other in weights)
+    assert bank(layers=["layer1", "layer2"]).memory_bank.shape[1] == 32 + 48
+
+
+def test_inreach_options_move_what_they_say(mvtec_root: Path, tmp_path: Path) -> None:
+    def model(**options: Any) -> Any:
+        return fitted(InReach, mvtec_root, tmp_path, **options).model
+
+    usual = model()
+    size = len(usual.bank.memory_bank)
+    assert len(model(seeds=2).bank.memory_bank) != size
+    assert 0 < len(model(min_channel_size=5).bank.memory_bank) < size
+    assert 0 < len(model(filter_sigma=1.0).bank.memory_bank) < size
+    assert len(model(filter_sigma=None).bank.memory_bank) >= size
+    positions = model(positional=True)
+    assert float(positions.position_range) == 5.0
+    assert positions.bank.memory_bank[:, -2:].amax(dim=0).tolist() == [5.0, 5.0]
+    assert float(model(positional=False).position_range) == 0.0
+    # a weave is the same from the side
+    assert float(usual.position_range) == 0.0
+
+
+def test_inreach_takes_every_block_of_a_resnet_and_projects_a_large_set(
+    mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(InReach, backbone="resnet18").model
+    # two blocks in each of layer1 to layer3, one of layer4
+    assert model.teacher.channels == [64, 64, 128, 128, 256, 256, 512]
+    expected = model.teacher.teacher(torch.ones(1, 3, 64, 64))
+    assert torch.allclose(model.teacher(torch.ones(1, 3, 64, 64))[5], expected[2], atol=1e-5)
+    monkeypatch.setattr("anomalib_cdd.models.inreach.lightning_model.LARGE_SET", 1)
+    projected = fitted(InReach, mvtec_root, tmp_path, backbone="resnet18")
+    assert projected.model.bank.memory_bank.shape[1] == 192 + 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (SoftPatch, {"noise_score": "knn"}, "noise_score is 'knn'; it has to be one of lof, nearest, gaussian"),
+        (SoftPatch, {"threshold": 1.0}, "threshold is 1.0"),
+        (SoftPatch, {"lof_neighbors": 0}, "lof_neighbors is 0"),
+        (SoftPatch, {"coreset_sampling_ratio": 0.0}, "coreset_sampling_ratio is 0.0"),
+        (SoftPatch, {"layers": ["layer2"]}, "SoftPatch joins two of the teacher's levels or more"),
+        (InReach, {"seeds": 0}, "seeds is 0"),
+        (InReach, {"min_channel_size": 0}, "min_channel_size is 0"),
+        (InReach, {"filter_sigma": 0.0}, "filter_sigma is 0.0"),
+        (InReach, {"layers": ["layer2", "layer3"]}, "none of stride 4"),
+    ],
+)
+def test_bad_options_are_named(kind: type[AnomalibModule], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model(kind, **options)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_one_image_is_refused(kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path) -> None:
+    data = make_data(mvtec_root, max_normal=1, noise_ratio=0.0)
+    with pytest.raises(ValueError, match=f"{kind.__name__} compares training images with each other and there are 1"):
+        make_engine(tmp_path).fit(make_model(kind), datamodule=data)
+
+
+def test_too_few_images_for_a_channel_are_refused(mvtec_root: Path, tmp_path: Path) -> None:
+    data = make_data(mvtec_root, max_normal=3, noise_ratio=0.0)
+    with pytest.raises(ValueError, match="No channel of 3 training images has more than 3 members"):
+        make_engine(tmp_path).fit(make_model(InReach), datamodule=data)
+
+
+def test_validation_within_the_epoch_is_refused(mvtec_root: Path, tmp_path: Path) -> None:
+    data = make_data(mvtec_root, val_split_mode="same_as_test")
+    with pytest.raises(ValueError, match=r"val_check_interval is 0\.5"):
+        make_engine(tmp_path, val_check_interval=0.5).fit(make_model(SoftPatch), datamodule=data)
