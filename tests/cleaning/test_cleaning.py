@@ -13,7 +13,7 @@ import pytest
 from anomalib.data import get_datamodule
 from anomalib.engine import Engine
 from anomalib.models import Padim
-from conftest import make_sample, save
+from samples import make_sample, save
 
 from anomalib_cdd import MVTecNoisy, cleaning
 from anomalib_cdd.data import Cleaning

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_sample, save
 from PIL import Image
+from samples import make_sample, save
 
 from anomalib_cdd.cleaning import Recurrence, score_images
 

@@ -15,9 +15,9 @@ from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, get_model, list_models
 from anomalib.pre_processing import PreProcessor
-from conftest import make_sample, save
 from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
+from samples import make_sample, save
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_sample, save
 from PIL import Image
+from samples import make_sample, save
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 from torchvision.transforms.v2.functional import to_dtype, to_image
