@@ -4,9 +4,8 @@
 
 from .cdd import Cdd
 from .crosspatch import CrossPatch
-from .dmdd import Dmdd
 from .inreach import InReach
 from .mhkd import Mhkd
 from .softpatch import SoftPatch
 
-__all__ = ["Cdd", "CrossPatch", "Dmdd", "InReach", "Mhkd", "SoftPatch"]
+__all__ = ["Cdd", "CrossPatch", "InReach", "Mhkd", "SoftPatch"]
