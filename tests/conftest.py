@@ -9,6 +9,7 @@ They live as long as the session: copy one before changing it.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,16 @@ from signal_stack import kept_signal_stack
 # the same cases in every run
 settings.register_profile("here", max_examples=50, deadline=None, derandomize=True, database=None)
 settings.load_profile("here")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _log_levels() -> Iterator[None]:
+    """The grid and the demo silence loggers of the whole process: a test after them would see nothing."""
+    loggers = [logging.getLogger(name) for name in ("anomalib", "anomalib_cdd", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
