@@ -105,7 +105,7 @@ def test_beta_is_the_images_weight() -> None:
 
 
 def test_two_masks_are_joined_or_intersected() -> None:
-    images, names = torch.rand(40, 3, 64, 64), [str(i) for i in range(40)]
+    images, names = torch.full((40, 3, 64, 64), 0.5), [str(i) for i in range(40)]
     one, two = (
         AnomalySynthesis(foreground="none", two_masks=both)(images, names)[1].mean(dim=(1, 2, 3))
         for both in (False, True)
