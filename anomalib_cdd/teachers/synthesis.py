@@ -9,9 +9,10 @@ textures' augmentations are anomalib's.
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from anomalib.data import Batch
 from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator, generate_perlin_noise
 from torch import Tensor
@@ -19,6 +20,9 @@ from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms import v2
 
 from .foreground import Foreground, foreground_mask
+
+if TYPE_CHECKING:
+    from anomalib.data.utils.tiler import Tiler
 
 # of the noise, whose values are in [-1, 1]
 MASK_THRESHOLD = 0.5
@@ -101,6 +105,26 @@ class AnomalySynthesis:
         for step in normalisations:
             anomalous = step(anomalous)
         return torch.where(masks > 0, anomalous.to(images.dtype), images), masks.to(images.dtype)
+
+    def of_batch(
+        self, batch: Batch, tiler: "Tiler | None", epoch: int, transform: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give each image of a training batch, or each of its tiles where there is a tiler, an anomaly.
+
+        Args:
+            batch: anomalib's, with ``image`` as the pre-processor left it.
+            tiler: anomalib's tiler, or ``None``.
+            epoch: Number of the epoch.
+            transform: The pre-processor's transform.
+
+        Returns:
+            Images or tiles, the same with an anomaly each, and masks; see :meth:`__call__`.
+        """
+        images, known = cast("Tensor", batch.image), cast("Any", batch).image_path
+        tiles, paths = tiler.tile(images) if tiler else images, [str(path) for path in known or range(len(images))]
+        # tiles of an image do not follow each other: first come the first tiles of all images
+        names = [f"{paths[i % len(paths)]} {i // len(paths)}" for i in range(len(tiles))]
+        return tiles, *self(tiles, names, epoch, transform)
 
     def _one(self, images: Tensor, i: int, name: str, epoch: int) -> tuple[Tensor, Tensor]:
         """Return image ``i`` of a batch in [0, 1] with an anomaly, and its mask ``(1, H, W)``."""
