@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # of the noise, whose values are in [-1, 1]
 MASK_THRESHOLD = 0.5
+# the finest noise has 32 cells a side, and a power of two of pixels
+SMALLEST_SIDE = 16
 # how often a mask that misses the foreground is drawn anew
 DRAWS = 10
 # share of another image that is taken as a texture, where there is no folder of textures
@@ -35,7 +37,7 @@ PATCH_SHARE = (0.05, 0.5)
 class AnomalySynthesis:
     """Give images a synthetic anomaly each.
 
-    An image's anomaly follows from the seed, the epoch, the image and its name, whatever was drawn before. The
+    An image's anomaly follows from the seed, the epoch, the image and its file's name, whatever was drawn before. The
     foreground is found once an image and kept, as long as the image stays as it is.
 
     Args:
@@ -94,7 +96,17 @@ class AnomalySynthesis:
         Returns:
             Anomalous images of the same shape and normalisation, equal to ``images`` outside the masks, and masks of
             0 and 1, shape ``(B, 1, H, W)``. A mask is empty where ten draws have missed a small foreground.
+
+        Raises:
+            ValueError: If the images are too small for Perlin noise.
         """
+        height, width = images.shape[-2:]
+        if min(height, width) <= SMALLEST_SIDE:
+            msg = (
+                f"Images, or tiles, of {height} x {width} pixels: synthetic anomalies take more than {SMALLEST_SIDE} a "
+                "side. Set a larger Resize."
+            )
+            raise ValueError(msg)
         normalisations: list[Any] = extract_transforms_by_type(transform, v2.Normalize)
         plain = images.detach().float()
         for step in reversed(normalisations):
@@ -132,7 +144,8 @@ class AnomalySynthesis:
         content = zlib.crc32((image.clamp(0, 1) * 255).round().byte().cpu().numpy().tobytes())
         allowed = self._foreground_of(image, name, content).to(image.device)
         with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
-            torch.manual_seed(zlib.crc32(f"{self.seed} {epoch} {name}".encode(), content))
+            # by the file's name and not by its folder: a data set gives the same anomalies wherever it lies
+            torch.manual_seed(zlib.crc32(f"{self.seed} {epoch} {Path(name).name}".encode(), content))
             mask = self._mask(allowed)
             texture = self._texture(images, i)
             low, high = self.beta

@@ -82,6 +82,8 @@ def test_the_same_epoch_gives_the_same_anomalies_whatever_was_drawn_before() -> 
     assert torch.equal(first, again[0])
     assert torch.equal(masks, again[1])
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's numbers are used up
+    elsewhere = AnomalySynthesis()(images, [f"/folder/{name}" for name in names], epoch=3)
+    assert torch.equal(first, elsewhere[0])
     # another epoch, another seed and another image bring others
     for other in (
         AnomalySynthesis()(images, names, epoch=4),
@@ -111,7 +113,7 @@ def test_two_masks_are_joined_or_intersected() -> None:
         for both in (False, True)
     )
     # unions are larger than a mask, intersections of two sparse ones much smaller
-    assert two.max() > 1.3 * one.max()
+    assert two.median() > 1.3 * one.median()
     assert (two < 0.005).float().mean() > (one < 0.005).float().mean() + 0.1
 
 
@@ -185,6 +187,9 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         AnomalySynthesis(str(tmp_path))
     with pytest.raises(ValueError, match=r"beta is \(0\.5, 1\.5\)"):
         AnomalySynthesis(beta=(0.5, 1.5))
+    with pytest.raises(ValueError, match="of 16 x 40 pixels"):
+        AnomalySynthesis()(torch.rand(1, 3, 16, 40))
+    AnomalySynthesis()(torch.rand(1, 3, 17, 40))
     (tmp_path / "broken.png").write_bytes(b"no image either")
     with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
         AnomalySynthesis(str(tmp_path), "none")(torch.rand(4, 3, 32, 32))

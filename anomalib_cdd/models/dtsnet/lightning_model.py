@@ -17,7 +17,6 @@ from anomalib.visualization import Visualizer
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from anomalib_cdd.teachers.anomaly_map import check_sides
 from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.distances import distance
 from anomalib_cdd.teachers.foreground import Foreground
@@ -122,7 +121,6 @@ class Dtsnet(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore
         model, transform = self.model, getattr(self.pre_processor, "transform", None)
         synthesis = cast("AnomalySynthesis", self._synthesis)
         normal, anomalous, _ = synthesis.of_batch(batch, model.tiler, self.current_epoch, transform)
-        check_sides(*normal.shape[-2:])
         output = model.reconstruct(model.teacher_features(anomalous), noisy=True)
         with full_precision(self.device.type):
             loss = distance(model.teacher_features(normal), output)

@@ -48,6 +48,7 @@ class ReContrastModel(nn.Module):
         self.student = build_student(teacher, student_width)
         self.train_batch_norm = train_batch_norm
         self.to_map = AnomalyMap.of(teacher.levels * 2)
+        self.train()  # the frozen encoder's network is in evaluation mode, and so is the copy until told otherwise
 
     def train(self, mode: bool = True) -> "ReContrastModel":
         """Set the mode of the student and of the trained encoder, whose BatchNorm may stay as it is."""
@@ -63,10 +64,15 @@ class ReContrastModel(nn.Module):
         return self.tiler.tile(images) if self.tiler else images
 
     def reconstruct(self, images: Tensor) -> Reconstructions:
-        """Return both encoders' levels of images or tiles, and what the student makes of them in one batch."""
+        """Return both encoders' levels of images or tiles, and what the student makes of them.
+
+        In training it sees both in one batch, whose statistics its BatchNorm takes.
+        """
         with torch.no_grad(), full_precision(images.device.type):
             frozen = self.teacher(images)
         trained = list(self.encoder(images))
+        if not self.training:
+            return Reconstructions(frozen, trained, self.student(trained), self.student(frozen))
         both = self.student([torch.cat([t.float(), f]) for t, f in zip(trained, frozen, strict=True)])
         halves = [level.chunk(2) for level in both]
         return Reconstructions(frozen, trained, [half[0] for half in halves], [half[1] for half in halves])

@@ -19,7 +19,6 @@ from anomalib.visualization import Visualizer
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from anomalib_cdd.teachers.anomaly_map import check_sides
 from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.foreground import Foreground
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH
@@ -119,7 +118,6 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
         model, transform = self.model, getattr(self.pre_processor, "transform", None)
         synthesis = cast("AnomalySynthesis", self._synthesis)
         normal, anomalous, masks = synthesis.of_batch(batch, model.tiler, self.current_epoch, transform)
-        check_sides(*normal.shape[-2:])
         images = torch.cat([normal, anomalous])
         student_optimizer, *teacher_optimizer = self._optimizers()
         expert_normal, expert_anomalous = _halves(model.expert_features(images))

@@ -43,7 +43,9 @@ class UrdModel(nn.Module):
         super().__init__()
         self.tiler: Tiler | None = None
         self.expert = expert
-        self.teacher = copy.deepcopy(expert.network).requires_grad_(requires_grad=True) if train_teacher else None
+        self.teacher = (
+            copy.deepcopy(expert.network).requires_grad_(requires_grad=True).train() if train_teacher else None
+        )
         self.student = (InjectedStudent if guided_injection else build_student)(expert, student_width)
         self.to_map = AnomalyMap.of(expert.levels)
 
