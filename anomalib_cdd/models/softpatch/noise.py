@@ -80,8 +80,9 @@ def local_outlier_factor(distances: Tensor, others: Tensor) -> Tensor:
     """
     to_kth = distances[..., -1]
     floor = (FLOOR * to_kth.mean()).clamp_min(torch.finfo(distances.dtype).tiny)
-    density = 1 / torch.maximum(distances, _of(others, to_kth)).clamp_min(floor).mean(dim=-1)
-    return _of(others, density).mean(dim=-1) / density
+    reached = torch.maximum(distances, _of(others, to_kth)).clamp_min(floor).mean(dim=-1)
+    # densities are 1 / reached; their sum would overflow where every point is the same
+    return (reached[..., None] / _of(others, reached)).mean(dim=-1)
 
 
 def _of(others: Tensor, values: Tensor) -> Tensor:

@@ -69,3 +69,9 @@ def test_the_share_with_the_highest_scores_leaves() -> None:
 def test_weights_are_scores_in_units_of_their_mean_and_never_0() -> None:
     assert patch_weights(torch.tensor([0.0, 1.0, 2.0])).tolist() == pytest.approx([0.1, 1, 2])
     assert patch_weights(torch.zeros(2)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("images", [6, 20])
+def test_images_that_are_all_the_same_are_all_as_usual(images: int) -> None:
+    scores = noise_scores(torch.ones(4, images, 128), "lof", 5)
+    assert torch.equal(scores, torch.ones_like(scores))
