@@ -18,6 +18,7 @@ from lightning.pytorch import seed_everything
 from torch.utils.data import DataLoader
 
 import anomalib_cdd  # registers its classes with anomalib
+from anomalib_cdd.training.compat import SubcommandHooks
 
 SUBCOMMANDS = {
     "demo": "Train on solar cells with defective ones among them, and show what was learned.",
@@ -26,17 +27,16 @@ SUBCOMMANDS = {
 }
 
 
-class CddCLI(AnomalibCLI):
+class CddCLI(SubcommandHooks, AnomalibCLI):
     """anomalib's CLI with ``demo``, ``audit`` and ``fuad``."""
 
-    def _set_install_subcommand(self, action_subcommand: Any) -> None:
-        # the one place where anomalib hands over its subcommands while it builds them
-        super()._set_install_subcommand(action_subcommand)
+    def add_own_subcommands(self, action: Any) -> None:
+        """Add ours to anomalib's."""
         from anomalib_cdd.cli import audit, demo, fuad
 
         for name, module in (("demo", demo), ("audit", audit), ("fuad", fuad)):
             self.subcommand_parsers[name] = module.get_parser()
-            action_subcommand.add_subcommand(name, self.subcommand_parsers[name], help=SUBCOMMANDS[name])
+            action.add_subcommand(name, self.subcommand_parsers[name], help=SUBCOMMANDS[name])
 
     def before_instantiate_classes(self) -> None:
         """Seed every random number before anything is made: anomalib takes ``--seed_everything`` and never reads it.
@@ -58,10 +58,10 @@ class CddCLI(AnomalibCLI):
                 sys.exit(f"error: {error}")
             self.datamodule = DataLoader(images, collate_fn=images.collate_fn, pin_memory=True)
 
-    def _run_subcommand(self) -> None:
+    def before_subcommand(self) -> None:
+        """Ready anomalib's own ``benchmark``."""
         if self.config["subcommand"] == "benchmark":
             let_benchmark_rows_differ()
-        super()._run_subcommand()
 
     def demo(self) -> None:
         """Run the demo; anomalib's CLI calls a subcommand that it does not know by its name."""

@@ -1,91 +1,127 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""What bf16 and exports cost in image AUROC: trained models, test images without overlap.
+"""Whether a trained model's exports say what Lightning says, on image files of any size.
 
-``python -m benchmarks.exports FOLDER [--data_root DIR]`` takes the checkpoints that ``anomalib-cdd fuad
---checkpoints true --output FOLDER`` has kept, exports each and prints a table.
+``python -m benchmarks.exports CKPT IMAGES [--model Cdd] [--size WIDTH HEIGHT] [--limit N]`` predicts every image file
+below IMAGES with anomalib's engine, in torch, onnxruntime and OpenVINO, and prints the largest difference in score and
+how many labels differ. With ``--size`` the images are resized to that first, as photographs of it would be.
 """
 
 import argparse
-import json
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from anomalib.deploy import CompressionType
-from anomalib_cdd.benchmark.grid import _fill_data_root
+from anomalib.engine import Engine
+from anomalib.models import get_model
+from numpy.typing import NDArray
+from PIL import Image
 from tqdm.auto import tqdm
 
-from anomalib_cdd import Cdd
-from anomalib_cdd.cli.entries import build
-from anomalib_cdd.evaluation.measures import auroc
-from anomalib_cdd.evaluation.predictions import score_dataset
+import anomalib_cdd  # noqa: F401  # registers its models
+from anomalib_cdd.training.image_files import image_files
+from anomalib_cdd.training.reading import read_image
 
-FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "OpenVINO, fp32": ({}, {"INFERENCE_PRECISION_HINT": "f32"}),
-    "OpenVINO": ({}, {}),
-    "OpenVINO, 8 bits": ({"compression_type": CompressionType.INT8_PTQ}, {}),
-}
+Said = tuple[NDArray[Any], NDArray[Any]]  # scores and labels
 
 
-def measure(model: Cdd, datamodule: Any, folder: Path) -> dict[str, float]:
-    """Return the image AUROC of a model in Lightning and in each form of export."""
+def prepare(images: Path, folder: Path, size: Sequence[int] | None, limit: int) -> list[Path]:
+    """Write the images as PNG, at the size that is asked for."""
+    files = image_files(images)[:limit]
+    for number, path in enumerate(tqdm(files, desc="images", leave=False)):
+        image = Image.open(path).convert("RGB")
+        image = image.resize(tuple(size), Image.Resampling.BICUBIC) if size else image
+        image.save(folder / f"{number:05}.png", compress_level=1)
+    return sorted(folder.iterdir())
+
+
+def by_lightning(model: Any, folder: Path, scratch: Path) -> Said:
+    """Return what ``Engine.predict`` says of a folder, in the order of names."""
+    engine = Engine(accelerator="cpu", devices=1, logger=False, default_root_dir=scratch)
+    batches = engine.predict(model, data_path=folder, return_predictions=True) or []
+    said = {
+        Path(path).name: (float(score), bool(label))
+        for batch in batches
+        for path, score, label in zip(batch.image_path, batch.pred_score, batch.pred_label, strict=True)
+    }
+    return _said([said[name] for name in sorted(said)])
+
+
+def by_export(infer: Callable[[torch.Tensor], tuple[Any, Any]], files: list[Path], name: str) -> Said:
+    """Return what an export says of each file."""
+    said = [infer(read_image(path)[None]) for path in tqdm(files, desc=name, leave=False)]
+    return _said([(float(np.ravel(score)[0]), bool(np.ravel(label)[0])) for score, label in said])
+
+
+def _said(pairs: list[tuple[float, bool]]) -> Said:
+    return np.array([score for score, _ in pairs]), np.array([label for _, label in pairs])
+
+
+def exports(model: Any, scratch: Path) -> dict[str, Callable[[torch.Tensor], tuple[Any, Any]]]:
+    """Export a model and return the inference of each form."""
+    import onnxruntime
     import openvino
 
-    plain = score_dataset(model, datamodule.test_data, progress=False)
-    images = [datamodule.test_data[index].image[None] for index in range(len(datamodule.test_data))]
+    loaded = torch.load(model.to_torch(scratch / "torch"), weights_only=False)["model"].eval()  # written just now
+    session = onnxruntime.InferenceSession(model.to_onnx(scratch / "onnx"))
+    names = [output.name for output in session.get_outputs()]
+    network = openvino.Core().read_model(model.to_openvino(scratch / "openvino"))
+    fp32 = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    choice = openvino.compile_model(network, "CPU")
 
-    def measured_by(scores: list[float]) -> float:
-        of_each = np.array(scores)
-        return auroc(of_each[plain.labels == 1], of_each[plain.labels == 0])
+    def in_torch(image: torch.Tensor) -> tuple[Any, Any]:
+        with torch.inference_mode():
+            said = loaded(image)
+        return said.pred_score, said.pred_label
 
-    measured = {"Lightning, fp32": measured_by(plain.scores.tolist())}
-    of_student, of_both = [], []
-    model.eval()
-    with torch.inference_mode():
-        for image in tqdm(images, desc="bf16", leave=False):
-            transformed = model.pre_processor.transform(image)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                of_student.append(model.model(transformed).pred_score.item())
-                levels = model.model.teacher(transformed)
-                output = model.model.student(levels)
-            single = [[level.float() for level in each] for each in (levels, output)]
-            of_both.append(model.model.anomaly_map(*single, transformed.shape[-2:]).amax().item())
-    measured["Lightning, bf16"] = measured_by(of_student)
-    measured["and the teacher in bf16"] = measured_by(of_both)
-    for name, (compression, config) in FORMS.items():
-        options = compression | ({"datamodule": datamodule} if compression else {})
-        network = openvino.compile_model(model.to_openvino(folder / name, **options), "CPU", config)
-        scores = [network(image.numpy())["pred_score"].item() for image in tqdm(images, desc=name, leave=False)]
-        measured[name] = measured_by(scores)
-    return measured
+    def in_onnx(image: torch.Tensor) -> tuple[Any, Any]:
+        said = dict(zip(names, session.run(None, {session.get_inputs()[0].name: image.numpy()}), strict=True))
+        return said["pred_score"], said["pred_label"]
+
+    def in_openvino(compiled: Any) -> Callable[[torch.Tensor], tuple[Any, Any]]:
+        def infer(image: torch.Tensor) -> tuple[Any, Any]:
+            said = compiled(image.numpy())
+            return said["pred_score"], said["pred_label"]
+
+        return infer
+
+    return {
+        "torch": in_torch,
+        "onnxruntime": in_onnx,
+        "OpenVINO, fp32": in_openvino(fp32),
+        "OpenVINO, its choice": in_openvino(choice),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure every checkpoint of a folder."""
+    """Compare a checkpoint's exports with Lightning; return 1 where a label differs in fp32."""
     parser = argparse.ArgumentParser("python -m benchmarks.exports", description=__doc__)
-    parser.add_argument("folder", type=Path, help="what `fuad --checkpoints true` wrote")
-    parser.add_argument("--data_root", help="as for `fuad`")
+    parser.add_argument("checkpoint", type=Path, help="a model.ckpt")
+    parser.add_argument("images", type=Path, help="a folder of images")
+    parser.add_argument("--model", default="Cdd", help="its class; default: Cdd")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: as the files are")
+    parser.add_argument("--limit", type=int, help="how many images; default: all")
     options = parser.parse_args(arguments)
-    checkpoints = sorted(options.folder.glob("runs/**/*.ckpt"))
-    if not checkpoints:
-        parser.error(f"{options.folder} has no checkpoints; run `fuad --checkpoints true`")
-    names = ["Lightning, fp32", "Lightning, bf16", "and the teacher in bf16", *FORMS]
-    print(f"| cell | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    for checkpoint in checkpoints:
-        key = checkpoint.relative_to(options.folder / "runs").parts[0]
-        record = json.loads((options.folder / "cells" / f"{key}.json").read_text(encoding="utf-8"))
-        filled = _fill_data_root(record["config"], options.data_root, record["data"])
-        datamodule = build(**filled).datamodule
-        datamodule.setup()
-        with tempfile.TemporaryDirectory() as folder:
-            measured = measure(Cdd.load_from_checkpoint(checkpoint), datamodule, Path(folder))
-        cell = f"{record['data']} {record['noise_ratio']} {record['model']} seed {record['seed']}"
-        print(f"| {cell} | {' | '.join(f'{measured[name]:.4f}' for name in names)} |", flush=True)
-    return 0
+    model = type(get_model(options.model, pre_trained=False)).load_from_checkpoint(options.checkpoint).eval()
+    print("| form | largest difference in score | labels that differ |\n|---|---|---|")
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        scratch, images = Path(folder), Path(folder, "images")
+        images.mkdir()
+        files = prepare(options.images, images, options.size, options.limit)
+        if not files:
+            parser.error(f"there are no images in {options.images}")
+        scores, labels = by_lightning(model, images, scratch / "predict")
+        for name, infer in exports(model, scratch).items():
+            said, labelled = by_export(infer, files, name)
+            differ = int((labelled != labels).sum())
+            failed |= differ > 0 and name != "OpenVINO, its choice"
+            print(f"| {name} | {np.abs(said - scores).max():.1e} | {differ} of {len(files)} |", flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
+from anomalib_cdd.training.compat import CheckpointedOptions
 from anomalib_cdd.training.images import TrainingImages
 from anomalib_cdd.training.scoring import takes_bars
 
@@ -34,7 +35,7 @@ FALSE_ALARM_RATE = 0.05
 PIXEL_FALSE_ALARM_RATE = 0.005
 
 
-class LabelFreePostProcessor(PostProcessor):
+class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
     """Thresholds and normalises any model's scores without a label.
 
     Takes the place of anomalib's ``PostProcessor``, with the same arguments and two more. The training images are
@@ -60,6 +61,8 @@ class LabelFreePostProcessor(PostProcessor):
         >>> from anomalib_cdd import LabelFreePostProcessor
         >>> model = Patchcore(post_processor=LabelFreePostProcessor(false_alarm_rate=0.01))  # doctest: +SKIP
     """
+
+    checkpointed_options = ("false_alarm_rate", "pixel_false_alarm_rate")
 
     def __init__(
         self,
@@ -88,10 +91,6 @@ class LabelFreePostProcessor(PostProcessor):
         self.pixel_false_alarm_rate = pixel_false_alarm_rate
         self._images: TrainingImages | None = None
         self._calibrated_at: int | None = None
-
-    @property
-    def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "false_alarm_rate", "pixel_false_alarm_rate")
 
     def calibrate(
         self,

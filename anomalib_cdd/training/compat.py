@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from anomalib.data import ImageBatch, ImageItem
+from anomalib.data import AnomalibDataModule, ImageBatch, ImageItem
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
+
+from .quantization import quantize
 
 
 def training_loader(trainer: Trainer) -> DataLoader:
@@ -73,3 +75,40 @@ def datasets_of(trainer: Trainer, stage: str) -> list[Dataset]:
         return [getattr(given[0], name) for name in names if hasattr(given[0], name)]
     loaders = [loader for one in given if one is not None for loader in CombinedLoader(one, "sequential").flattened]
     return [loader.dataset for loader in loaders if hasattr(loader, "dataset")]
+
+
+class SubcommandHooks:
+    """Public names for what anomalib's command line has private ones for; it waits for a hook for plugins."""
+
+    def _set_install_subcommand(self, action_subcommand: Any) -> None:
+        # the one place where anomalib hands over its subcommands while it builds them
+        super()._set_install_subcommand(action_subcommand)  # type: ignore[misc]
+        self.add_own_subcommands(action_subcommand)
+
+    def _run_subcommand(self) -> None:
+        self.before_subcommand()
+        super()._run_subcommand()  # type: ignore[misc]
+
+    def add_own_subcommands(self, action: Any) -> None:
+        """Add subcommands of one's own to jsonargparse's action."""
+
+    def before_subcommand(self) -> None:
+        """Do what has to be done before a subcommand runs."""
+
+
+class CheckpointedOptions:
+    """A post-processor whose ``checkpointed_options`` are kept in checkpoints beside anomalib's, which has no hook."""
+
+    checkpointed_options: tuple[str, ...] = ()
+
+    @property
+    def _checkpoint_config_keys(self) -> tuple[str, ...]:
+        return (*super()._checkpoint_config_keys, *self.checkpointed_options)  # type: ignore[misc]
+
+
+class QuantizesStudent:
+    """A model whose ``compression_type=INT8_PTQ`` goes by training images; anomalib's has no hook for how it does."""
+
+    @staticmethod
+    def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
+        return quantize(model, datamodule)

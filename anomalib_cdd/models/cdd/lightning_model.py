@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from anomalib.data import AnomalibDataModule
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -24,9 +23,9 @@ from torch.optim import Adam, Optimizer
 from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.distances import distance
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH, Student
+from anomalib_cdd.training.compat import QuantizesStudent
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.epochs import TrainsByEpochs
-from anomalib_cdd.training.quantization import quantize
 from anomalib_cdd.training.report import TrainingReport
 from anomalib_cdd.training.staged import StagedEpoch, check_finite
 
@@ -53,7 +52,9 @@ FUSED_ADAM = ("cpu", "cuda", "xpu")
 PAPER = {"domain_students": "forked", "confident_once": False}
 
 
-class Cdd(StagedEpoch, TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
+class Cdd(  # type: ignore[misc]  # as anomalib's own
+    StagedEpoch, TrainsByEpochs, LabelFreeDefaults, QuantizesStudent, AnomalibModule
+):
     """Cross-Domain Distillation (CDD).
 
     Every epoch splits the training set into domains, trains a student of each, and lets the students of the *other*
@@ -378,10 +379,3 @@ class Cdd(StagedEpoch, TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # ty
         history = checkpoint.get("training_history")
         self.training_history = None if history is None else TrainingHistory(**history)
         self._resumed = dict(checkpoint.get("cdd_training", {})) if fitting else {}
-
-    # ------------------------------------------------------------------------------------------ anomalib
-
-    @staticmethod
-    def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
-        """Quantise for ``compression_type=INT8_PTQ``, by training images rather than by validation images."""
-        return quantize(model, datamodule)
