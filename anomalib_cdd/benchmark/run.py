@@ -10,6 +10,7 @@ import gc
 import logging
 import math
 import platform
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -202,9 +203,19 @@ def _environment() -> dict[str, str]:
 def _output_to_file(path: Path, title: str) -> Iterator[None]:
     """Append what a cell prints, progress bars and warnings included, to a file: the screen has one line per cell."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    handlers = [handler for name in ("", *LOGGERS) for handler in logging.getLogger(name).handlers]
+    # a handler keeps the stream that it was made with
+    consoles = [
+        each for each in handlers if isinstance(each, logging.StreamHandler) and each.stream in (sys.stdout, sys.stderr)
+    ]
     with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         print(f"==== {title}", flush=True)
-        yield
+        before = [console.setStream(file) for console in consoles]
+        try:
+            yield
+        finally:
+            for console, stream in zip(consoles, before, strict=True):
+                console.setStream(stream)
 
 
 def _write_results(

@@ -3,6 +3,7 @@
 """The grid runs each cell once, survives kills and failures, and names what is wrong before anything runs."""
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,27 @@ def test_bf16_is_taken_where_it_is_fast_and_the_results_say_which(
 def fail() -> None:
     msg = "no training"
     raise RuntimeError(msg)
+
+
+def test_what_a_cell_logs_is_in_the_file_and_not_between_the_lines_of_progress(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def warn(**trainer: Any) -> None:
+        logging.getLogger("anomalib").warning("few steps")
+        fail()
+
+    monkeypatch.setattr(grid, "Engine", warn)
+    console = logging.StreamHandler()  # keeps the stream that it is made with, as anomalib's does
+    logging.getLogger().addHandler(console)
+    try:
+        fuad.run(make(seeds=[0]))
+        assert "few steps" in (tmp_path / "out" / "log.txt").read_text()
+        logging.getLogger("anomalib").warning("afterwards")
+    finally:
+        logging.getLogger().removeHandler(console)
+    err = capsys.readouterr().err
+    assert "few steps" not in err
+    assert "afterwards" in err
 
 
 def test_finished_cells_are_not_run_again(make: Make, trained: list[str]) -> None:
