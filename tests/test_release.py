@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is released installs by itself and works where there is no repository.
 
-``make test-release`` (minutes, needs the package index): builds both files, installs the wheel with what it asks for into
+``make test-release`` (minutes, needs the package index) builds both files, installs the wheel and what it asks for into
 a fresh environment of RELEASE_PYTHON, this Python by default, and uses it from another folder.
 """
 
@@ -85,7 +85,7 @@ def test_it_is_the_installed_one(program: Callable[..., str]) -> None:
 
 
 def test_it_trains_by_anomalibs_own_command(program: Callable[..., str], tmp_path: Path) -> None:
-    program("anomalib", *TRAIN.split(), "--trainer.default_root_dir", str(tmp_path))
+    program("anomalib", *TRAIN.split(), "--default_root_dir", str(tmp_path))
     assert next(tmp_path.rglob("model.ckpt"))
     assert len(pd.read_csv(next(tmp_path.rglob("audit/training_scores.csv")))) == 12
 
