@@ -94,7 +94,7 @@ def test_a_threshold_for_another_model_in_python_and_yaml() -> None:
 
 
 ROWS = re.compile(r"<!-- rows of (\S+) where noise_ratio=(\S+): (.*) -->\n((?:\|.*\n)+)")
-PRINTED = ("README.md", "experiments/README.md")
+PRINTED = ("README.md", "experiments/README.md", "docs/results.md")
 
 
 @pytest.mark.parametrize("page", PRINTED)
