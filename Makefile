@@ -1,7 +1,7 @@
 # make demo | make test | make check: each sets up .venv by itself, with nothing but Python 3.10 or later.
 
 PYTHON ?= python3
-# Which torch: cpu, cu126, cu130, rocm, xpu (anomalib's extras). Empty takes what pip finds.
+# One of anomalib's extras for torch: cpu, cu126, cu130, rocm, xpu. They bound its version; which build comes is pip's index's.
 TORCH ?=
 comma := ,
 VENV := .venv
@@ -20,7 +20,7 @@ help:
 	@echo "make bench       measure speed against anomalib's models (an hour on two cores, 12 GB; results/bench)"
 	@echo "make check       ruff and mypy"
 	@echo "make demo-smoke  the demo at a tiny size, to see that everything is installed"
-	@echo "make TORCH=cpu ...  choose torch's build: cpu, cu126, cu130, rocm, xpu"
+	@echo "make TORCH=cpu ...  add one of anomalib's extras for torch: cpu, cu126, cu130, rocm, xpu"
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
