@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files around the package agree with it: workflow, citation, metadata."""
 
+import ast
 import re
+import sys
+from importlib.metadata import packages_distributions
 
 import pytest
 import yaml
@@ -12,6 +15,7 @@ from pages import ROOT, read
 import anomalib_cdd
 
 PYPROJECT = read("pyproject.toml")
+BY_ANOMALIB = {"openvino", "nncf"}  # of its extra, which ours passes on
 
 
 def test_the_workflow_does_what_ci_run_does() -> None:
@@ -48,3 +52,18 @@ def test_contributing_is_short() -> None:
 def test_each_python_that_is_named_may_install_it(version: str) -> None:
     wanted = SpecifierSet(re.search(r'^requires-python = "(.*)"', PYPROJECT, flags=re.MULTILINE)[1])  # type: ignore[index]
     assert version in wanted
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    asked = {
+        re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r'^ *"([\w.-]+)', PYPROJECT, flags=re.MULTILINE)
+    }
+    asked |= set(re.findall(r'"([\w-]+)>=', PYPROJECT))
+    homes = packages_distributions()
+    for path in [*(ROOT / "anomalib_cdd").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level and node.module}
+        names |= {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - BY_ANOMALIB:
+            if name not in {"anomalib_cdd", "benchmarks"}:
+                assert asked & {re.sub(r"[-_.]+", "-", home).lower() for home in homes.get(name, ())}, (path.name, name)
