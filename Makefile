@@ -1,7 +1,7 @@
 # make demo | make test | make check: each sets up .venv by itself, with nothing but Python 3.10 or later.
 
 PYTHON ?= python3
-# Which torch: cpu, cu126, cu130, rocm, xpu (anomalib's extras). Empty takes what pip finds.
+# One of anomalib's extras for torch: cpu, cu126, cu130, rocm, xpu. They bound its version; which build comes is pip's index's.
 TORCH ?=
 comma := ,
 VENV := .venv
@@ -9,16 +9,18 @@ BIN := $(VENV)/bin
 EXTRAS := test$(if $(TORCH),$(comma)$(TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smoke test test-slow bench check clean
+.PHONY: help demo demo-smoke test test-slow test-release bench check dist clean
 
 help:
 	@echo "make demo        train CDD on contaminated solar-cell images and show what it found (minutes)"
-	@echo "make test        run every test"
+	@echo "make test        run every test but the slow ones"
 	@echo "make test-slow   run the tests that take minutes too"
+	@echo "make test-release  build, install into a fresh environment, use it (minutes; needs the package index)"
+	@echo "make dist        wheel and source distribution, in dist/"
 	@echo "make bench       measure speed against anomalib's models (an hour on two cores, 12 GB; results/bench)"
 	@echo "make check       ruff and mypy"
 	@echo "make demo-smoke  the demo at a tiny size, to see that everything is installed"
-	@echo "make TORCH=cpu ...  choose torch's build: cpu, cu126, cu130, rocm, xpu"
+	@echo "make TORCH=cpu ...  add one of anomalib's extras for torch: cpu, cu126, cu130, rocm, xpu"
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
@@ -34,10 +36,17 @@ demo-smoke: $(VENV)/installed
 
 # two processes of one thread: a test computes the same bits on any number of cores
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not release" -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not release"
+
+# PYTHON=python3.13 tries the wheel under another Python
+test-release: $(VENV)/installed
+	RELEASE_PYTHON=$(PYTHON) $(BIN)/python -m pytest tests/test_release.py
+
+dist: $(VENV)/installed
+	$(BIN)/python -m build --outdir dist
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks

@@ -39,7 +39,10 @@ class MVTecLOCONoisy(NoiseInjection, MVTecLOCO):
 
 
 class FolderNoisy(NoiseInjection, Folder):
-    """Folders of one's own images with a noisy training set; how they are read: ``docs/reading.md``."""
+    """Folders of one's own images with a noisy training set; how they are read: ``docs/reading.md``.
+
+    It takes the arguments of :class:`~anomalib_cdd.data.noise.NoiseInjection` and those of anomalib's ``Folder``.
+    """
 
     def _setup(self, _stage: str | None = None) -> None:
         samples = folder_samples(

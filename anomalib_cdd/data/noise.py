@@ -171,7 +171,7 @@ class NoiseInjection(AnomalibDataModule):
             max_normal: Use only that many normal training images, drawn with ``noise_seed``; ``noise_ratio`` counts on
                 those.
             exclude: CSV file of images to leave out of the training set once it is drawn (``image_path`` relative to
-                the root of the data set), such as the audit page writes it.
+                the root of the data set), such as the audit page writes it, or the ``review.json`` that it saves.
             clean: Leave the most suspicious images out of the training set once it is drawn and ``exclude`` is read;
                 see :class:`Cleaning`. The manifest lists them still, ``cleaned.csv`` beside it says which they are.
             **kwargs: Arguments of the datamodule. Its ``seed`` is 0 where it is not given, as normal test images

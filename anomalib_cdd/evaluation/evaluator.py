@@ -29,9 +29,9 @@ class FuadEvaluator(Evaluator):
 
     ``pixel_AUPRO`` is anomalib's, one curve over the whole test set; ``pixel_PRO`` is RD4AD's, the mean of one curve
     per anomalous image; both up to a false positive rate of 0.3. ``injected_AUROC`` sets the injected images against
-    normal test images. What the data or the model cannot answer is not logged. With ``overlap: false`` the injected
-    images are no part of the test loader: they are scored when it ends. On several devices each tests its share of
-    the images and all measure the whole of them.
+    normal test images. A measure is not logged where the data has no masks, or no injected images, or the model no maps
+    for it. With ``overlap: false`` the injected images are not in the test loader: they are scored when it ends. On
+    several devices each tests its share of the images, and the measures are of all of them.
 
     Args:
         test_metrics: anomalib metrics to log as well, on what the post-processor made of the predictions.

@@ -46,8 +46,8 @@ class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
     Args:
         enable_normalization: Whether to normalise scores and maps.
         enable_thresholding: Whether to give labels and masks.
-        enable_threshold_matching: Whether pixels take the threshold of images where a model has no maps, and images
-            that of pixels where it has no scores.
+        enable_threshold_matching: As in anomalib: whether pixels take the images' threshold where there is none of
+            their own, and images that of pixels.
         image_sensitivity: As in anomalib: above 0.5 calls more images anomalous. In [0, 1].
         pixel_sensitivity: As in anomalib, for pixels. In [0, 1].
         false_alarm_rate: Share of good images that may be called anomalous, in (0, 0.5].

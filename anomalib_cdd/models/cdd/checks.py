@@ -22,7 +22,7 @@ CHOICES = {"selection": ("consensual", "next", "all")}
 OF_DOMAIN_STUDENTS = ("domains", "domain_students", "regularization", "selection", "confident_once")
 # 200 epochs of plain Reverse Distillation on the paper's 230 images a category, in batches of 16
 PAPER_STEPS = 2900
-# below these the curves of docs/training.md have not settled
+# rules of thumb, see docs/training.md
 FORKED_STEPS = 400
 PERSISTENT_STEPS = 150
 

@@ -48,7 +48,7 @@ from .training_set import TrainingSet
 
 ADAM_BETAS = (0.5, 0.999)
 FUSED_ADAM = ("cpu", "cuda", "xpu")
-# where the defaults depart from the paper
+# what the paper has, where a default departs from it or might
 PAPER = {"domain_students": "forked", "confident_once": False}
 
 
@@ -60,8 +60,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
     Every epoch splits the training set into domains, trains a student of each, and lets the students of the *other*
     domains tell the global student what each image would look like without its anomaly.
 
-    :meth:`paper` takes the paper's setting where the defaults depart from it: ``domain_students`` and
-    ``confident_once``. With ``domain_construction``, ``confidence_guidance``, ``pseudo_normal`` and
+    The defaults are the paper's but for ``confident_once``; :meth:`paper` takes the paper's setting there too, whatever
+    the defaults are. With ``domain_construction``, ``confidence_guidance``, ``pseudo_normal`` and
     ``confident_distillation`` off, ``regularization=0`` and ``feature_noise=0`` it is plain Reverse Distillation.
 
     Args:
@@ -74,8 +74,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         domains: Schedule of K, in equal shares of the training (Table 5).
         domain_students: ``"forked"``, the paper's: anew in every epoch, from the previous student. ``"persistent"``:
             they live on, each with a fold of the images that stays while K stays, so that it is never trained on the
-            other folds; they learn as fast as Reverse Distillation. A share of the epochs, in (0, 1): persistent that
-            long, forked after.
+            other folds. A share of the epochs, in (0, 1): persistent that long, forked after.
         max_confident: Largest share of confident images, in [0, 1] (Eq. 13, Table A1).
         regularization: Weight of the previous student in a domain student's loss: ``"s-curve"`` (Eq. 16),
             ``"linear"``, or a constant; 0 is off (Table A2).
@@ -169,7 +168,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
 
     @classmethod
     def paper(cls, **options: Any) -> "Cdd":
-        """Return the paper's setting: ``options`` beside those in which the defaults depart from it."""
+        """Return a model with the paper's setting and ``options``."""
         return cls(**{**PAPER, **options})
 
     @property
@@ -311,7 +310,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         self.log_epoch(ranking_agreement=self.training_history.agreement())
 
     def training_report(self) -> TrainingReport | None:
-        """Return each training image's score by students that have not been trained on it, nor come of one that was.
+        """Return each training image's score by students neither trained on it nor descended from one that was.
 
         ``None`` before a training, and where some image has none: without pseudo-normal targets, after a warm-up.
         """

@@ -1,0 +1,295 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The page of results: ``python -m benchmarks.results`` makes docs/results.md and its picture of a grid's results.csv.
+
+Nothing on the page is written by hand: other rows make other tables, another picture and other advice.
+"""
+
+import argparse
+import hashlib
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from anomalib_cdd.benchmark.plots import PAD, PANELS_A_ROW, Style, styles
+from anomalib_cdd.benchmark.tables import finished
+from anomalib_cdd.training.files import written_whole
+
+ROOT = Path(__file__).parents[1]
+RESULTS = "experiments/fuad/results.csv"
+RATIO = 0.1
+X, Y = "noise_AP", "image_AUROC_overlap"
+INFERENCE = "inference_seconds"
+COLUMNS = {
+    "image_AUROC": "image AUROC, no overlap",
+    "image_AUROC_overlap": "overlap",
+    "injected_AUROC": "injected AUROC",
+    "AUPRO": "AUPRO",
+    "fit_seconds": "fit, seconds",
+}
+# of a marker, in square points: where no inference time is recorded, and per second of the slowest where it is
+AREA, SMALLEST_AREA, LARGEST_AREA = 70, 25, 260
+
+
+class Question(NamedTuple):
+    """What somebody who chooses a model asks."""
+
+    text: str
+    meaning: str
+    measure: str
+    is_better: int  # 1 where more is, -1 where less is
+    at_most: bool = False  # at the most noise of the grid rather than at RATIO
+
+
+QUESTIONS = (
+    Question("To tell defects from good parts", "image AUROC with overlap", Y, 1),
+    Question("To do so where more of the training images are bad", "the same at noise {most:g}", Y, 1, at_most=True),
+    Question("To find the defects that the training set itself holds", "injected AUROC", "injected_AUROC", 1),
+    Question("To see where in the image a defect is", "AUPRO", "AUPRO", 1),
+    Question("To train in little time", "seconds of a fit", "fit_seconds", -1),
+)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read the finished cells of a grid."""
+    return finished(pd.read_csv(path))
+
+
+def page(done: pd.DataFrame, results: str = RESULTS) -> str:
+    """Return docs/results.md."""
+    return "\n\n".join(_paragraphs(done, results)) + "\n"
+
+
+def _paragraphs(done: pd.DataFrame, results: str) -> Iterator[str]:
+    shown = done[done["noise_ratio"] == RATIO]
+    report = Path(results).with_name("report.md").as_posix()
+    yield "# Results"
+    yield _wrapped(
+        f"`python -m benchmarks.results` makes this page of [{results}](../{results}); nothing on it is written by "
+        f"hand. **Version {_listed(done['anomalib_cdd'])} measured these rows, commit {_listed(done['commit'])}**: "
+        "means ± standard deviations over the seeds, last epoch, no label chose anything. What the measures are: "
+        f"[report.md](../{report}); what the models are and what figures are worth: "
+        "[experiments](../experiments/README.md)."
+    )
+    yield "![Noise AP and image AUROC of each model, by data set](results.svg)"
+    yield _wrapped(caption(shown))
+    yield "## Which model for what"
+    yield _wrapped(
+        f"By these figures alone, at noise {RATIO:g} where nothing else is said. A model is *not told apart* from the "
+        "best unless the best is ahead of it on every seed; on few seeds even that happens by chance."
+    )
+    yield "\n".join(_wrapped(line, "  ") for line in advice(done))
+    yield "## How they were trained"
+    yield _table(["model", "class", "epochs", "precision", "version", "commit", "cells"], _trained(done))
+    yield f"## At noise {RATIO:g}"
+    measured = [name for name in COLUMNS if name in shown and shown[name].notna().any()]
+    rows = [
+        [data, model, *(number(cells[name]) for name in measured)]
+        for (data, model), cells in shown.groupby(["data", "model"], sort=False)
+    ]
+    yield f"<!-- rows of {results} where noise_ratio={RATIO:g}: {' '.join(measured)} -->\n" + _table(
+        ["data", "model", *(COLUMNS[name] for name in measured)], rows
+    )
+    yield _wrapped("Noise AP says how well a model's ranking of the training images finds the injected ones:")
+    yield _table(["data", "model", "noise AP", "ranking"], _rankings(shown))
+    yield "## Image AUROC with overlap, over the noise"
+    ratios = sorted(done["noise_ratio"].unique())
+    yield _table(["data", "model", *(f"{ratio:g}" for ratio in ratios)], _over_noise(done, ratios))
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
+
+
+def _listed(values: pd.Series) -> str:
+    return " and ".join(sorted(set(values.astype(str))))
+
+
+def caption(shown: pd.DataFrame) -> str:
+    """Say what the picture shows and what it cannot show."""
+    is_in = ~_out_of_sample(shown)
+    hollow = (
+        "Every ranking is in sample: models ranked images that they had learned from, which flatters, and noise AP "
+        "does not compare between models."
+        if is_in.all()
+        else "Hollow points are in sample: the model ranked images that it had learned from, which flatters."
+        if is_in.any()
+        else "All rankings are out of sample."
+    )
+    size = (
+        "Areas are seconds of inference an image, which the legend names."
+        if _has(shown, INFERENCE)
+        else "The time of inference was not recorded: all points have one size."
+    )
+    return f"Noise {RATIO:g}; bars are one standard deviation over the seeds. {hollow} {size}"
+
+
+def advice(done: pd.DataFrame) -> Iterator[str]:
+    """Yield a line for each question that the figures answer."""
+    most = done["noise_ratio"].max()
+    for question in QUESTIONS:
+        shown = done[done["noise_ratio"] == (most if question.at_most else RATIO)]
+        answers = []
+        for data, cells in shown.groupby("data", sort=False):
+            by_seed = cells.pivot_table(index="seed", columns="model", values=question.measure, sort=False)
+            if by_seed.empty:
+                continue
+            best = str((by_seed.mean() * question.is_better).idxmax())
+            others = [model for model in by_seed if model != best]
+            near = [model for model in others if not _ahead(by_seed, best, model, question.is_better)]
+            doubt = f"; not told apart: {', '.join(near)}" if near else ""
+            # a line is not broken within a number
+            answers.append(
+                f"{data} {best} ({number(by_seed[best])}{doubt})".replace(
+                    " ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
+                )
+            )
+        if answers:
+            yield f"- **{question.text}** ({question.meaning.format(most=most)}): {'; '.join(answers)}."
+
+
+def _ahead(by_seed: pd.DataFrame, best: str, other: str, is_better: int) -> bool:
+    difference = (by_seed[best] - by_seed[other]).dropna() * is_better
+    return bool(len(difference) and (difference > 0).all())
+
+
+def _trained(done: pd.DataFrame) -> list[list[str]]:
+    rows = []
+    for model, cells in done.groupby("model", sort=False):
+        configs = [json.loads(config) for config in cells["config"]]
+        epochs = sorted({str(config["trainer"].get("max_epochs", "its own")) for config in configs})
+        kinds = sorted({config["model"]["class_path"] for config in configs})
+        known = (_listed(cells[name]) for name in ("precision", "anomalib_cdd", "commit"))
+        rows.append([str(model), " and ".join(kinds), " and ".join(epochs), *known, str(len(cells))])
+    return rows
+
+
+def _rankings(shown: pd.DataFrame) -> list[list[str]]:
+    rows = []
+    for (data, model), cells in shown.groupby(["data", "model"], sort=False):
+        is_out = _out_of_sample(cells)
+        kind = "out of sample" if is_out.all() else "in sample" if not is_out.any() else "out of sample on some seeds"
+        rows.append([data, model, number(cells[X]), kind])
+    return rows
+
+
+def _over_noise(done: pd.DataFrame, ratios: Sequence[float]) -> list[list[str]]:
+    return [
+        [data, model, *(number(cells.loc[cells["noise_ratio"] == ratio, Y]) for ratio in ratios)]
+        for (data, model), cells in done.groupby(["data", "model"], sort=False)
+    ]
+
+
+def number(values: pd.Series) -> str:
+    """Return mean ± standard deviation, ``-`` where nothing was measured, the mean alone of one seed."""
+    known = values.dropna()
+    if known.empty:
+        return "-"
+    digits = 0 if known.mean() > 1 else 3
+    parts = [known.mean(), known.std()] if len(known) > 1 else [known.mean()]
+    return " ± ".join(f"{part:.{digits}f}".replace("0.", ".", 1) for part in parts)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" if line[0] != "---" else f"|{'|'.join(line)}|" for line in lines)
+
+
+def _has(cells: pd.DataFrame, name: str) -> bool:
+    return name in cells and bool(cells[name].notna().any())
+
+
+def _out_of_sample(cells: pd.DataFrame) -> pd.Series:
+    return cells["out_of_sample"].eq(1) if "out_of_sample" in cells else pd.Series(data=False, index=cells.index)
+
+
+# ------------------------------------------------------------------------------------------ the picture
+
+
+def picture(done: pd.DataFrame) -> Figure:
+    """Draw a panel for each data set: noise AP against image AUROC with overlap, a point for each model."""
+    shown = done[done["noise_ratio"] == RATIO]
+    names, look = shown["data"].unique().tolist(), styles(shown["model"].unique().tolist())
+    n_columns = min(len(names), PANELS_A_ROW)
+    n_rows = -(-len(names) // PANELS_A_ROW)
+    figure = Figure(
+        figsize=(3.4 * n_columns + 0.4, 3.0 * n_rows + 0.6), layout=ConstrainedLayoutEngine(w_pad=PAD, h_pad=PAD)
+    )
+    panels: list[Axes] = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    slowest = float(shown.groupby("model")[INFERENCE].mean().max()) if _has(shown, INFERENCE) else 0.0
+    for name, panel in zip(names, panels, strict=False):
+        for model, cells in shown[shown["data"] == name].groupby("model", sort=False):
+            _point(panel, cells, look[str(model)], slowest)
+        panel.set_title(name.replace("_", " "), fontsize=11)
+        panel.set_xlabel("noise AP", fontsize=9)
+        panel.set_ylabel("image AUROC, overlap", fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.yaxis.set_major_locator(MaxNLocator(5))
+        panel.margins(0.12)
+        panel.grid(visible=True, color="#000000", alpha=0.08)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(names) :]:
+        panel.remove()
+    figure.legend(handles=_legend(figure, shown, look), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def _point(panel: Axes, cells: pd.DataFrame, style: Style, slowest: float) -> None:
+    if cells[[X, Y]].isna().all().any():
+        return  # a model that ranks no training images has no place on the axis
+    x, y, x_bar, y_bar = cells[X].mean(), cells[Y].mean(), cells[X].std(), cells[Y].std()
+    panel.errorbar(x, y, y_bar, x_bar, fmt="none", ecolor=style.colour, elinewidth=1.1, capsize=2.5, alpha=0.75)
+    seconds = float(cells[INFERENCE].mean()) if _has(cells, INFERENCE) else 0.0
+    area = max(LARGEST_AREA * seconds / slowest, SMALLEST_AREA) if slowest and seconds else AREA
+    panel.scatter(x, y, area, zorder=3 + 1 / area, **_looks(cells, style))  # small ones above large ones
+
+
+def _legend(figure: Figure, shown: pd.DataFrame, look: dict[str, Style]) -> list[Any]:
+    handles = []
+    for model, style in look.items():
+        cells = shown[shown["model"] == model]
+        time = f", {1000 * cells[INFERENCE].mean():.0f} ms" if _has(cells, INFERENCE) else ""
+        handle = figure.axes[0].scatter([], [], AREA, label=model + time, **_looks(cells, style))
+        handles.append(handle)
+    return handles
+
+
+def _looks(cells: pd.DataFrame, style: Style) -> dict[str, Any]:
+    face = style.colour if _out_of_sample(cells).all() else "white"
+    return {"marker": style.marker, "facecolor": face, "edgecolor": style.colour, "linewidth": 1.6}
+
+
+def fingerprint(path: Path) -> str:
+    """Return the hash by which a picture says which results it shows."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the page and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", default=RESULTS, help="results.csv of a grid, relative to the repository")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of results.md and results.svg")
+    options = parser.parse_args(arguments)
+    done = read(ROOT / options.results)
+    metadata = {"Date": None, "Description": fingerprint(ROOT / options.results)}
+    with written_whole(options.output / "results.svg") as draft, rc_context({"svg.hashsalt": "results"}):
+        picture(done).savefig(draft, format="svg", facecolor="white", metadata=metadata)
+    with written_whole(options.output / "results.md") as draft:
+        draft.write_text(page(done, options.results), encoding="utf-8")
+    print(f"{options.output / 'results.md'} and results.svg: {len(done)} cells")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,85 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The page of results says what results.csv says, and follows it when it changes."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pages import ROOT, read
+
+from benchmarks import results
+
+REMEDY = "python -m benchmarks.results"
+
+
+@pytest.fixture
+def done() -> pd.DataFrame:
+    return results.read(ROOT / results.RESULTS)
+
+
+def grown(done: pd.DataFrame) -> pd.DataFrame:
+    """Half a year later: a data set more, and a model that is timed and does not rank what it has learned from."""
+    more = done[done["model"] == "rd"].assign(model="new", anomalib_cdd="0.9", commit="abc", out_of_sample=1.0)
+    more = more.assign(image_AUROC_overlap=lambda cells: cells["image_AUROC_overlap"] + 0.2, inference_seconds=0.012)
+    both = pd.concat([done, more])
+    return pd.concat([both, both[both["data"] == "mono_cells"].assign(data="screws")])
+
+
+def test_the_page_is_of_todays_results(done: pd.DataFrame) -> None:
+    assert read("docs/results.md") == results.page(done), REMEDY
+
+
+def test_the_picture_is_of_todays_results() -> None:
+    assert results.fingerprint(ROOT / results.RESULTS) in read("docs/results.svg"), REMEDY
+
+
+def test_each_model_has_its_place_in_the_picture(done: pd.DataFrame) -> None:
+    means = (
+        done[done["noise_ratio"] == 0.1]
+        .groupby(["data", "model"], sort=False)[["noise_AP", "image_AUROC_overlap"]]
+        .mean()
+    )
+    panels = results.picture(done).axes
+    assert [panel.get_title() for panel in panels] == ["magnetic tile", "mono cells", "poly cells"]
+    for panel, (_, expected) in zip(panels, means.groupby("data", sort=False), strict=True):
+        drawn = [tuple(points.get_offsets()[0]) for points in panel.collections if len(points.get_offsets())]
+        points = {(round(x, 6), round(y, 6)) for x, y in drawn}
+        assert {(round(x, 6), round(y, 6)) for x, y in expected.to_numpy()} <= points
+
+
+def test_it_says_what_was_not_measured(done: pd.DataFrame) -> None:
+    said = results.caption(done)
+    assert "not recorded" in said
+    assert "Every ranking is in sample" in said
+    more = results.caption(grown(done))
+    assert "Areas are seconds of inference" in more
+    assert "Hollow points are in sample" in more
+
+
+def test_new_rows_make_another_page(done: pd.DataFrame) -> None:
+    page = results.page(grown(done))
+    assert "**Version 0.1.0 and 0.9 measured these rows, commit abc and df9f04d..852214b**" in page
+    assert page.count("| screws | new |") == page.count("| screws | rd |") == 3
+    [advice] = [line for line in page.splitlines() if line.startswith("- **To tell defects")]
+    assert "magnetic_tile new" in advice
+    legend = [text.get_text() for text in results.picture(grown(done)).legends[0].get_texts()]
+    assert legend == ["cdd", "rd", "patchcore_1pct", "new, 12 ms"]
+
+
+def test_a_model_is_ahead_only_where_it_is_on_every_seed() -> None:
+    rows = [
+        {"data": "a", "noise_ratio": 0.1, "model": model, "seed": seed, "image_AUROC_overlap": value}
+        for model, values in {"best": (0.9, 0.8, 0.9), "near": (0.7, 0.9, 0.6), "far": (0.1, 0.2, 0.3)}.items()
+        for seed, value in enumerate(values)
+    ]
+    blank = {"injected_AUROC": float("nan"), "AUPRO": float("nan"), "fit_seconds": float("nan")}
+    first, *_ = results.advice(pd.DataFrame(rows).assign(**blank))
+    assert "a best (.867" in first
+    assert "not told apart: near)" in first
+
+
+def test_the_command_writes_both(tmp_path: Path) -> None:
+    assert results.main(["--output", str(tmp_path)]) == 0
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == read("docs/results.md")
+    assert (tmp_path / "results.svg").stat().st_size > 10_000
