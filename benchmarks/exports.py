@@ -4,7 +4,8 @@
 
 ``python -m benchmarks.exports CKPT IMAGES [--model Cdd] [--size WIDTH HEIGHT] [--limit N]`` predicts every image file
 below IMAGES with anomalib's engine, in torch, onnxruntime and OpenVINO, and prints the largest difference in score and
-how many labels differ. With ``--size`` the images are resized to that first, as photographs of it would be.
+how many labels differ. With ``--size`` the images are resized to that first, as photographs of it would be; with
+``--output`` the rows are added to a CSV file.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anomalib.engine import Engine
 from anomalib.models import get_model
@@ -22,9 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-import anomalib_cdd  # noqa: F401  # registers its models
+from anomalib_cdd.benchmark.revision import commit
 from anomalib_cdd.training.image_files import image_files
 from anomalib_cdd.training.reading import read_image
+from anomalib_cdd.version import __version__
 
 Said = tuple[NDArray[Any], NDArray[Any]]  # scores and labels
 
@@ -105,10 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="Cdd", help="its class; default: Cdd")
     parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: as the files are")
     parser.add_argument("--limit", type=int, help="how many images; default: all")
+    parser.add_argument("--output", type=Path, help="a CSV file to which the rows are added")
     options = parser.parse_args(arguments)
     model = type(get_model(options.model, pre_trained=False)).load_from_checkpoint(options.checkpoint).eval()
-    print("| form | largest difference in score | labels that differ |\n|---|---|---|")
-    failed = 0
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         scratch, images = Path(folder), Path(folder, "images")
         images.mkdir()
@@ -118,10 +121,16 @@ def main(arguments: list[str] | None = None) -> int:
         scores, labels = by_lightning(model, images, scratch / "predict")
         for name, infer in exports(model, scratch).items():
             said, labelled = by_export(infer, files, name)
-            differ = int((labelled != labels).sum())
-            failed |= differ > 0 and name != "OpenVINO, its choice"
-            print(f"| {name} | {np.abs(said - scores).max():.1e} | {differ} of {len(files)} |", flush=True)
-    return int(failed)
+            row: dict[str, Any] = {"model": options.model, "size": "x".join(map(str, options.size or ["as it is"]))}
+            row |= {"form": name, "images": len(files), "largest_difference": f"{np.abs(said - scores).max():.1e}"}
+            row |= {"labels_that_differ": int((labelled != labels).sum())}
+            rows.append(row | {"anomalib_cdd": __version__, "commit": commit()})
+    table = pd.DataFrame(rows)
+    print(table.to_markdown(index=False))
+    if options.output:
+        table.to_csv(options.output, mode="a", index=False, header=not options.output.exists())
+    faithful = table[table["form"] != "OpenVINO, its choice"]
+    return int(faithful["labels_that_differ"].any())
 
 
 if __name__ == "__main__":
