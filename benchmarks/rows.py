@@ -28,6 +28,7 @@ from torch import Tensor
 
 from anomalib_cdd import Cdd, FolderNoisy
 from anomalib_cdd.models.cdd.features import FeatureBudget, TeacherFeatures
+from anomalib_cdd.models.cdd.lightning_model import PAPER
 from anomalib_cdd.models.cdd.training_set import teacher_levels
 from anomalib_cdd.teachers.students import Student
 
@@ -45,8 +46,6 @@ SWITCHES_OFF: dict[str, Any] = {
     "regularization": 0.0,
     "feature_noise": 0.0,
 }
-# the paper's setting
-PAPER: dict[str, Any] = {"domain_students": "forked", "confident_once": False}
 QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 # Patchcore's bank for 200 images of 784 patches, a tenth of them kept
 BANK = (15_680, 1_536)

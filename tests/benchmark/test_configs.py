@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from anomalib_cdd.benchmark.paper import paper_results
 from anomalib_cdd.benchmark.plan import Cell
 from anomalib_cdd.cli.fuad import cells_of, get_parser
 from anomalib_cdd.models.cdd.checks import check_options
+from anomalib_cdd.models.cdd.lightning_model import PAPER
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CELLS = {
@@ -101,6 +103,24 @@ def test_the_ablations_stand_on_the_papers_setting() -> None:
     assert models_of("ablation_table4")["all"] == models_of("ablation_table_a2")["s_curve"] == full
     a1 = models_of("ablation_table_a1")["r50"]
     assert (a1["domains"], a1["regularization"], a1["feature_noise"]) == ([2], 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("paper_mvtec_table", "cdd"), ("paper_visa_table", "cdd"), ("fuad", "cdd_paper"), ("bottle", "cdd_forked"),
+        ("bottle", "cdd_forked_lite2"), ("small_sets", "cdd_forked"), ("long_training", "cdd"),
+    ],
+)  # fmt: skip
+def test_what_is_called_the_papers_has_its_setting(name: str, model: str) -> None:
+    options = models_of(name)[model]
+    assert {key: options[key] for key in PAPER} == PAPER | {"domains": list(PAPER["domains"])}
+
+
+@pytest.mark.parametrize("name", ["paper_mvtec", "paper_visa"])
+def test_the_papers_own_runs_have_its_setting(name: str) -> None:
+    options = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    assert {key: options[key] for key in PAPER} == PAPER | {"domains": list(PAPER["domains"])}
 
 
 @pytest.mark.parametrize(("name", "data"), [("paper_mvtec_table", "MVTec AD"), ("paper_visa_table", "VisA")])

@@ -48,8 +48,13 @@ from .training_set import TrainingSet
 
 ADAM_BETAS = (0.5, 0.999)
 FUSED_ADAM = ("cpu", "cuda", "xpu")
-# what the paper has, where a default departs from it or might
-PAPER = {"domain_students": "forked", "confident_once": False}
+# what the paper has where a default departs from it
+PAPER = {
+    "domains": (2, 3, 3, 2),
+    "domain_students": "forked",
+    "regularization": "s-curve",
+    "confident_once": False,
+}
 
 
 class Cdd(  # type: ignore[misc]  # as anomalib's own
@@ -60,9 +65,9 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
     Every epoch splits the training set into domains, trains a student of each, and lets the students of the *other*
     domains tell the global student what each image would look like without its anomaly.
 
-    The defaults are the paper's but for ``confident_once``; :meth:`paper` takes the paper's setting there too, whatever
-    the defaults are. With ``domain_construction``, ``confidence_guidance``, ``pseudo_normal`` and
-    ``confident_distillation`` off, ``regularization=0`` and ``feature_noise=0`` it is plain Reverse Distillation.
+    The defaults depart from the paper in ``domains``, ``domain_students``, ``regularization`` and ``confident_once``;
+    :meth:`paper` takes the paper's setting. With ``domain_construction``, ``confidence_guidance``, ``pseudo_normal``
+    and ``confident_distillation`` off and ``feature_noise=0`` it is plain Reverse Distillation.
 
     Args:
         backbone: timm name of the teacher.
@@ -71,13 +76,13 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         pre_trained: Whether to load the teacher's weights.
         weights: A local weight file for the teacher, for sites without internet.
         student_width: Channels of the finest map of a student that is built for a teacher outside the ResNet family.
-        domains: Schedule of K, in equal shares of the training (Table 5).
-        domain_students: ``"forked"``, the paper's: anew in every epoch, from the previous student. ``"persistent"``:
-            they live on, each with a fold of the images that stays while K stays, so that it is never trained on the
-            other folds. A share of the epochs, in (0, 1): persistent that long, forked after.
+        domains: Schedule of K, in equal shares of the training; the paper's is (2, 3, 3, 2) (Table 5).
+        domain_students: ``"persistent"``: they live on from epoch to epoch, each with a fold of the images that stays
+            while K stays, so that it is never trained on the other folds. ``"forked"``, the paper's: anew in every
+            epoch, from the previous student. A share of the epochs, in (0, 1): persistent that long, forked after.
         max_confident: Largest share of confident images, in [0, 1] (Eq. 13, Table A1).
-        regularization: Weight of the previous student in a domain student's loss: ``"s-curve"`` (Eq. 16),
-            ``"linear"``, or a constant; 0 is off (Table A2).
+        regularization: Weight of the previous student in a domain student's loss: a constant, 0 is off; ``"s-curve"``,
+            the paper's (Eq. 16), or ``"linear"`` (Table A2).
         selection: Which of the other domains' students gives the pseudo-normal target (Table 6).
         feature_noise: Standard deviation of the noise on the global student's input; 0 is off (Eq. 19).
         relative_noise: Whether that counts in standard deviations of each level; else it is absolute, as in the paper.
@@ -119,10 +124,10 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         pre_trained: bool = True,
         weights: str | None = None,
         student_width: int = DEFAULT_WIDTH,
-        domains: Sequence[int] = (2, 3, 3, 2),
-        domain_students: DomainStudents = "forked",
+        domains: Sequence[int] = (2,),
+        domain_students: DomainStudents = "persistent",
         max_confident: float = 0.5,
-        regularization: Literal["s-curve", "linear"] | float = "s-curve",
+        regularization: Literal["s-curve", "linear"] | float = 0.0,
         selection: Selection = "consensual",
         feature_noise: float = 0.2,
         relative_noise: bool = False,

@@ -645,6 +645,8 @@ def test_the_trainers_precision_rules_alone_and_the_teacher_stays_in_fp32(
 
 def test_the_papers_setting_is_one_call_away() -> None:
     model = Cdd.paper(backbone="test_resnet", pre_trained=False)
+    assert model.hparams.domains == (2, 3, 3, 2)
     assert model.hparams.domain_students == "forked"
+    assert model.hparams.regularization == "s-curve"
     assert model.hparams.confident_once is False
     assert Cdd.paper(backbone="test_resnet", pre_trained=False, confident_once=True).hparams.confident_once is True
