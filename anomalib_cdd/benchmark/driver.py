@@ -29,11 +29,12 @@ def sole_driver(output: Path) -> Iterator[None]:
     """Be the one process that writes a folder of results; a killed one leaves no lock behind.
 
     Args:
-        output: The folder, which exists.
+        output: The folder. It is made if need be.
 
     Raises:
         GridError: If another process is writing it.
     """
+    output.mkdir(parents=True, exist_ok=True)
     with (output / LOCK).open("a+", encoding="utf-8") as file:
         if not locked(file):
             file.seek(0)
