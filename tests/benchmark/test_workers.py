@@ -118,23 +118,24 @@ def test_a_worker_that_dies_is_tried_again_and_recorded_when_it_dies_thrice(
 def test_a_killed_driver_loses_the_cells_in_flight_and_leaves_no_process(
     tmp_path: Path, light: None, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
 ) -> None:
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("light_cells.py")), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
-        until(lambda: (tmp_path / "out" / "cells" / "quick0.json").exists() and (tmp_path / "waits0.tried").exists())
-        with pytest.raises(GridError, match=f"{tmp_path / 'out'} is being written.*process {driver.pid} on"):
-            run_light(cells_of_driver(tmp_path), tmp_path / "out", 2)
-        driver.send_signal(sent)
-    processes = {int(each) for path in tmp_path.glob("*.tried") for each in path.read_text().split()}
-    until(lambda: not any(map(is_alive, processes)))
-    resumed = []
+    cells, output, resumed = cells_of_driver(tmp_path), tmp_path / "out", []
 
     def resume(cell: LightCell, *args: Any) -> Any:
         resumed.append(cell.model)
         return record_of(cell, environment={"anomalib_cdd": "0", "commit": "0"}), None
 
     monkeypatch.setattr(grid, "run_cell", resume)
-    cells = cells_of_driver(tmp_path)
-    assert grid.run(cells, None, tmp_path / "out") == 0
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("light_cells.py")), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
+        try:
+            until(lambda: (output / "cells" / "quick0.json").exists() and (tmp_path / "waits0.tried").exists())
+            with pytest.raises(GridError, match=f"{output} is being written by another run, process {driver.pid} on"):
+                grid.run(cells, None, output)
+        finally:
+            driver.send_signal(sent)
+    processes = {int(each) for path in tmp_path.glob("*.tried") for each in path.read_text().split()}
+    until(lambda: not any(map(is_alive, processes)))
+    assert grid.run(cells, None, output) == 0
     assert resumed == ["waits"]
 
 
