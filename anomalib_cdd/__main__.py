@@ -78,11 +78,15 @@ class CddCLI(SubcommandHooks, AnomalibCLI):
             command.run(self.config["audit"])
 
     def fuad(self) -> None:
-        """Run the comparison grid, with exit status 1 if a cell failed."""
+        """Run the comparison grid, with exit status 1 if a cell failed and 130, the shell's, at Ctrl-C."""
         from anomalib_cdd.cli import fuad as command
 
-        with _plain_errors():
-            failed = command.run(self.config["fuad"])
+        try:
+            with _plain_errors():
+                failed = command.run(self.config["fuad"])
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on with the cells that are not finished", file=sys.stderr)
+            sys.exit(130)
         if failed:
             sys.exit(1)
 

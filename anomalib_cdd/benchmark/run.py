@@ -1,68 +1,61 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""Running a grid: each cell trains one model once and measures it without and with overlap.
+"""Running a grid: its cells in this process, one after another, or by workers; here what they leave is written.
 
 What is finished never runs again, what failed is recorded and tried again next time. ``results.csv`` and the report
 are written anew after each cell, from the cells of the present grid; what a cell prints goes to ``log.txt``.
 """
 
-import gc
 import logging
 import math
-import platform
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from datetime import datetime, timezone
-from importlib.metadata import version
+from functools import partial
+from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from anomalib.callbacks import ModelCheckpoint
-from anomalib.data import AnomalibDataModule
-from anomalib.engine import Engine
-from anomalib.models import AnomalibModule
-from lightning.pytorch import seed_everything
-
-from anomalib_cdd.evaluation.settings import evaluate
 from anomalib_cdd.training.files import write_text
-from anomalib_cdd.training.precision import computes_in_bf16
-from anomalib_cdd.version import __version__
 
 from . import records as kept
 from . import scores
-from .course import Course, course_point
+from .cell import Build, run_cell
+from .driver import sole_driver
 from .figures import draw
 from .pages import to_html, to_markdown
-from .plan import Cell, Entry
+from .plan import Cell
 from .records import Record, is_done
 from .report import make_report
-from .revision import commit
+from .resources import crowd
+from .workers import Pool, pool, unpack
 
-BF16, FP32 = "bf16-mixed", "32-true"
-QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 LOGGERS = ("anomalib", "anomalib_cdd", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
 
-Components = tuple[AnomalibDataModule, AnomalibModule, dict[str, Any]]
-Build = Callable[[Entry], Components]
-"""Makes the data set, the model and the arguments of ``Engine`` of a cell's configuration."""
+Jobs = Mapping[int, tuple[Cell, bool]]
+"""Cells by their place in the grid, and whether each keeps the heat maps of a few test images."""
+Ended = tuple[int, Record, scores.Arrays | None]
+"""The place of a cell that has run, and what it leaves."""
+Begin = Callable[[Cell], None]
 
 
-class Trained(NamedTuple):
-    """What a cell's training came to."""
+class Where(NamedTuple):
+    """Where cells run: here, by workers of this machine or by a cluster; ``runs`` keeps their checkpoints, if any."""
 
-    measures: dict[str, float]
-    course: list[dict[str, Any]]
-    fit_seconds: float
-    precision: str
-    arrays: scores.Arrays
+    runs: Path | None
+    workers: int | None
+    ray_address: str | None
 
 
-def run(cells: Sequence[Cell], build: Build, output: Path, *, keep_checkpoints: bool = False) -> int:
+def run(
+    cells: Sequence[Cell],
+    build: Build,
+    output: Path,
+    *,
+    keep_checkpoints: bool = False,
+    workers: int | None = None,
+    ray_address: str | None = None,
+) -> int:
     """Run the cells that are not finished yet and write the results.
 
     Args:
@@ -70,146 +63,94 @@ def run(cells: Sequence[Cell], build: Build, output: Path, *, keep_checkpoints: 
         build: Makes what a cell is made of.
         output: Folder of the results.
         keep_checkpoints: Whether to keep each cell's run with its checkpoint, in ``runs``.
+        workers: How many cells to run at a time on this machine; ``None`` runs them here, one after another.
+        ray_address: Of a Ray cluster that runs them.
 
     Returns:
         How many cells failed.
+
+    Raises:
+        GridError: If another process is writing the folder, or the workers cannot be had.
     """
-    records = [kept.read_record(output, cell) for cell in cells]
-    todo = [i for i, record in enumerate(records) if not is_done(record)]
-    # the screen has one line per cell
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    print(f"{len(cells)} cells, {len(cells) - len(todo)} finished before; results in {output.resolve()}")
-    for count, i in enumerate(todo):
-        cell = cells[i]
-        print(f"[{len(cells) - len(todo) + count + 1}/{len(cells)}] {cell}: ", end="", flush=True)
-        examples = cell.seed == min(each.seed for each in cells)
-        with _output_to_file(output / "log.txt", str(cell)):
-            record, arrays = run_cell(cell, build, output / "runs" if keep_checkpoints else None, examples)
-        if arrays is not None:
-            scores.save(kept.record_path(output, cell).with_suffix(".npz"), arrays)
-        kept.save_record(output, cell, record)
-        records[i] = record
-        _write_results(output, cells, records)
-        left = _seconds_left(cells, records, todo[count + 1 :])
-        print(f"{_outcome(record)}; {_duration(left)} left", flush=True)
-    _write_results(output, cells, records, figures=True)
+    with sole_driver(output):
+        records = [kept.read_record(output, cell) for cell in cells]
+        waiting = [i for i, record in enumerate(records) if not is_done(record)]
+        print(f"{len(cells)} cells, {len(cells) - len(waiting)} finished before; results in {output.resolve()}")
+        if workers and waiting and (warning := crowd(workers)):
+            print(warning)
+        where = Where(output / "runs" if keep_checkpoints else None, workers, ray_address)
+        _run_waiting(cells, build, output, records, waiting, where)
+        _write_results(output, cells, records, figures=True)
     failed = sum(record is not None and record["status"] == "failed" for record in records)
     print(f"{len(cells) - failed} finished, {failed} failed: {(output / 'report.html').resolve()}")
     return failed
 
 
-def run_cell(
-    cell: Cell, build: Build, runs: Path | None = None, examples: bool = False
-) -> tuple[Record, scores.Arrays | None]:
-    """Train and measure one cell; a failure is part of its record. Nothing is written but the run, if it is kept.
+def _run_waiting(
+    cells: Sequence[Cell],
+    build: Build,
+    output: Path,
+    records: list[Record | None],
+    waiting: list[int],
+    where: Where,
+) -> None:
+    """Run cells and write what each leaves as it ends; ``records`` and ``waiting`` are kept up to date."""
+    lowest = min(cell.seed for cell in cells)
+    jobs = {i: (cells[i], cells[i].seed == lowest) for i in waiting}
+    # the screen has one line per cell, whatever else is printed meanwhile
+    say, numbers = partial(print, flush=True, file=sys.stdout), count(len(cells) - len(waiting) + 1)
 
-    Args:
-        cell: The cell.
-        build: Makes what it is made of.
-        runs: Folder that keeps the run, by the cell's key; ``None`` keeps none.
-        examples: Whether to keep the heat maps of a few test images.
+    def begin(cell: Cell) -> None:
+        say(f"[{next(numbers)}/{len(cells)}] {cell}: ", end="")
 
-    Returns:
-        The record, and what else the cell keeps; ``None`` of a cell that failed.
-    """
-    record: Record = {
-        "data": cell.data,
-        "noise_ratio": cell.noise_ratio,
-        "model": cell.model,
-        "seed": cell.seed,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    start, trained, arrays = time.perf_counter(), None, None
-    try:
-        trained = _train_and_measure(cell, build, runs, examples)
-        arrays = trained.arrays
-        record["status"] = "done"
-    except Exception as error:  # noqa: BLE001  # whatever a model raises, the grid goes on
-        record["status"] = "failed"
-        record["error"] = f"{type(error).__name__}: {error}"
-        record["traceback"] = traceback.format_exc()
-    gc.collect()
-    return record | {
-        "measures": _without_nan(trained.measures) if trained else {},
-        "course": list(map(_without_nan, trained.course)) if trained else [],
-        "fit_seconds": round(trained.fit_seconds, 2) if trained else None,
-        "wall_seconds": round(time.perf_counter() - start, 2),
-        "environment": _environment() | {"precision": trained.precision if trained else _precision(cell)},
-        "key": cell.key,
-        "config": cell.config,
-    }, arrays
-
-
-def _train_and_measure(cell: Cell, build: Build, runs: Path | None, examples: bool) -> Trained:
-    seed_everything(cell.seed, workers=True, verbose=False)
-    datamodule, model, arguments = build(cell.config)
-    # the measures are of raw scores
-    model.post_processor = None
-    trainer: dict[str, Any] = QUIET | arguments
-    if "precision" in trainer:
-        trainer["precision"] = _precision(cell)
-    callbacks = list(trainer.pop("callbacks", None) or [])
-    if runs is None:
-        callbacks.append(ModelCheckpoint(save_top_k=0))
-    every = cell.config.get("measure_every")
-    course = Course(datamodule, every) if every else None
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch) if runs is None else runs / cell.key
-        engine = Engine(callbacks=callbacks + [course] * bool(course), default_root_dir=folder, **trainer)
-        start = time.perf_counter()
-        engine.fit(model, datamodule=datamodule)
-        fit_seconds = time.perf_counter() - start - (course.seconds if course else 0)
-    evaluation = evaluate(model, datamodule, progress=False, keep_maps=True)
-    measures = evaluation.measures | {"steps": engine.trainer.global_step}
-    points = [*course.points, course_point(engine.trainer.current_epoch, measures)] if course else []
-    return Trained(
-        measures | scores.threshold_measures(evaluation, model, datamodule),
-        points,
-        fit_seconds,
-        engine.trainer.precision,
-        scores.cell_scores(evaluation, model, datamodule, examples),
-    )
-
-
-def _without_nan(measures: dict[str, Any]) -> dict[str, Any]:
-    """Return the measures as JSON can hold them."""
-    return {name: None if math.isnan(value) else value for name, value in measures.items()}
-
-
-def _precision(cell: Cell) -> str:
-    """Return what a cell runs in: fp32 where it asks for bf16 and the device would emulate it, hours for minutes."""
-    asked = str(cell.config["trainer"].get("precision") or FP32)
-    return FP32 if asked == BF16 and not computes_in_bf16(_device()) else asked
-
-
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def _environment() -> dict[str, str]:
-    return {
-        "anomalib_cdd": __version__,
-        "commit": commit(),
-        "anomalib": version("anomalib"),
-        "torch": version("torch"),
-        "python": platform.python_version(),
-        "device": _device().type,
-        "threads": str(torch.get_num_threads()),
-    }
+    with _output_to_file(output / "log.txt"), _running(jobs, build, where, begin) as (at_once, ended):
+        for i, record, arrays in ended:
+            if arrays is not None:
+                scores.save(kept.record_path(output, cells[i]).with_suffix(".npz"), arrays)
+            kept.save_record(output, cells[i], record)
+            records[i] = record
+            waiting.remove(i)
+            _write_results(output, cells, records)
+            say(f"{_outcome(record)}; {_duration(_seconds_left(cells, records, waiting) / at_once)} left")
 
 
 @contextmanager
-def _output_to_file(path: Path, title: str) -> Iterator[None]:
-    """Append what a cell prints, progress bars and warnings included, to a file: the screen has one line per cell."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _running(jobs: Jobs, build: Build, where: Where, begin: Begin) -> Iterator[tuple[int, Iterator[Ended]]]:
+    """Yield how many cells run at a time, and what each leaves as it ends; ``begin`` begins its line on the screen."""
+    if not jobs or not (where.workers or where.ray_address):
+        yield 1, _in_turn(jobs, build, where.runs, begin)
+        return
+    with pool([cell for cell, _ in jobs.values()], where.workers, where.ray_address) as found:
+        yield found.at_once, _by_workers(found, jobs, build, where.runs, begin)
+
+
+def _in_turn(jobs: Jobs, build: Build, runs: Path | None, begin: Begin) -> Iterator[Ended]:
+    for i, (cell, examples) in jobs.items():
+        begin(cell)
+        print(f"==== {cell}")
+        yield i, *run_cell(cell, build, runs, examples)
+
+
+def _by_workers(found: Pool, jobs: Jobs, build: Build, runs: Path | None, begin: Begin) -> Iterator[Ended]:
+    for i, work in found.work(jobs, build, runs is not None):
+        cell, _ = jobs[i]
+        print(f"==== {cell}\n{work.printed}")
+        if runs is not None and work.run is not None:
+            unpack(work.run, runs)
+        begin(cell)
+        yield i, work.record, work.arrays
+
+
+@contextmanager
+def _output_to_file(path: Path) -> Iterator[None]:
+    """Append what is printed, progress bars and warnings included, to a file."""
     handlers = [handler for name in ("", *LOGGERS) for handler in logging.getLogger(name).handlers]
+    streams = (sys.stdout, sys.stderr)
     # a handler keeps the stream that it was made with
-    consoles = [
-        each for each in handlers if isinstance(each, logging.StreamHandler) and each.stream in (sys.stdout, sys.stderr)
-    ]
-    with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        print(f"==== {title}", flush=True)
+    consoles = [each for each in handlers if isinstance(each, logging.StreamHandler) and each.stream in streams]
+    with path.open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         before = [console.setStream(file) for console in consoles]
         try:
             yield

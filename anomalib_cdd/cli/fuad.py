@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anomalib_cdd.benchmark import run as grid
+from anomalib_cdd.benchmark.driver import GridError
 from anomalib_cdd.benchmark.plan import Cell, plan
 from anomalib_cdd.benchmark.records import CELLS, is_done, read_record
 from anomalib_cdd.cli.entries import Components, ConfigError, Entry, build, resolve_data, resolve_model
@@ -34,6 +35,14 @@ def get_parser() -> ArgumentParser:
         "--measure_every", type=int | None, help="Also measure every so many epochs, in the course of a training."
     )
     parser.add_argument("--checkpoints", type=bool, default=False, help="Keep each cell's run with its checkpoint.")
+    parser.add_argument(
+        "--workers", type=int | None, help="Run so many cells at a time on this machine, by Ray; without, one by one."
+    )
+    parser.add_argument(
+        "--ray_address",
+        type=str | None,
+        help="Run the cells on the Ray cluster at this address, see docs/comparison.md.",
+    )
     parser.add_argument("--dry-run", "--dry_run", dest="dry_run", action="store_true", help="List the cells and stop.")
     return parser
 
@@ -61,7 +70,11 @@ def run(config: Namespace) -> int:
         msg = f"--output {config.output} cannot be a folder of results: {error}"
         raise ConfigError(msg) from error
     make = partial(build_cell, data_root=config.data_root)
-    return grid.run(cells, make, config.output, keep_checkpoints=config.checkpoints)
+    where = {"workers": config.workers, "ray_address": config.ray_address}
+    try:
+        return grid.run(cells, make, config.output, keep_checkpoints=config.checkpoints, **where)
+    except GridError as error:
+        raise ConfigError(str(error)) from error
 
 
 def cells_of(config: Namespace) -> list[Cell]:
@@ -76,6 +89,12 @@ def cells_of(config: Namespace) -> list[Cell]:
             raise ConfigError(msg)
     if config.measure_every is not None and config.measure_every < 1:
         msg = f"measure_every is {config.measure_every}; it is a number of epochs, at least 1."
+        raise ConfigError(msg)
+    if config.workers is not None and config.workers < 1:
+        msg = f"workers is {config.workers}; it is a number of processes, at least 1."
+        raise ConfigError(msg)
+    if config.workers is not None and config.ray_address is not None:
+        msg = "workers are of this machine; a cluster at ray_address runs as many cells as it has room for. Give one."
         raise ConfigError(msg)
     data, models = {}, {}
     for name, entry in config.data.items():

@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import Namespace
 
 import anomalib_cdd
+from anomalib_cdd.benchmark import cell as one_cell
 from anomalib_cdd.benchmark import run as grid
 from anomalib_cdd.benchmark.plan import Cell
 from anomalib_cdd.cli import fuad
@@ -116,9 +117,9 @@ def test_a_grid_ends_in_measures_of_every_cell(make: Make, tmp_path: Path, capsy
 def test_bf16_is_taken_where_it_is_fast_and_the_results_say_which(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fast: bool, taken: str
 ) -> None:
-    monkeypatch.setattr(grid, "computes_in_bf16", lambda device: is_fast)
+    monkeypatch.setattr(one_cell, "computes_in_bf16", lambda device: is_fast)
     seen = []
-    monkeypatch.setattr(grid, "Engine", lambda **trainer: seen.append(trainer["precision"]) or fail())
+    monkeypatch.setattr(one_cell, "Engine", lambda **trainer: seen.append(trainer["precision"]) or fail())
     padim = {**with_args(PADIM, pre_processor=SMALL), "trainer": {"precision": "bf16-mixed"}}
     asked = make(seeds=[0], models={"padim": padim})
     assert fuad.run(asked) == 1
@@ -139,7 +140,7 @@ def test_what_a_cell_logs_is_in_the_file_and_not_between_the_lines_of_progress(
         logging.getLogger("anomalib").warning("few steps")
         fail()
 
-    monkeypatch.setattr(grid, "Engine", warn)
+    monkeypatch.setattr(one_cell, "Engine", warn)
     console = logging.StreamHandler()  # keeps the stream that it is made with, as anomalib's does
     logging.getLogger().addHandler(console)
     try:

@@ -11,7 +11,7 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_cdd import MVTecNoisy
-from anomalib_cdd.benchmark.run import QUIET, Engine
+from anomalib_cdd.benchmark.cell import QUIET, Engine
 from anomalib_cdd.benchmark.scores import cell_scores, load, save, threshold_measures
 from anomalib_cdd.evaluation import evaluate
 from anomalib_cdd.evaluation.measures import f1

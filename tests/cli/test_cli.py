@@ -13,6 +13,7 @@ from anomalib.pipelines.benchmark.job import BenchmarkJob
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 
 from anomalib_cdd.__main__ import let_benchmark_rows_differ, main
+from anomalib_cdd.cli import fuad
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -70,6 +71,16 @@ def test_the_grid_runs_from_the_command_line(mvtec_root: Path, tmp_path: Path, c
         "--seeds", "[0]", "--dry-run",
     ])  # fmt: skip
     assert capsys.readouterr().out.count("to do") == 4 * 4 * 4
+
+
+def test_ctrl_c_ends_the_grid_in_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fuad, "run", interrupted)
+    code, text = run(capsys, "fuad")
+    assert code == 130
+    assert text.strip() == "stopped; the same command goes on with the cells that are not finished"
 
 
 @pytest.mark.parametrize("name", ["benchmark", "benchmark_wrn50"])
