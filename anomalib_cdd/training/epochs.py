@@ -60,3 +60,21 @@ class TrainsByEpochs:
     def learning_type(self) -> LearningType:
         """One-class: there are no labels in training."""
         return LearningType.ONE_CLASS
+
+
+def check_optimizers(model: AnomalibModule, reason: str) -> None:
+    """Refuse an optimiser in place of a model's own.
+
+    Args:
+        model: A model that is about to fit.
+        reason: What its own do that one could not, after the model's name.
+
+    Raises:
+        ValueError: If ``configure_optimizers`` was replaced, as the CLI's ``--optimizer`` does.
+    """
+    if "configure_optimizers" in vars(model):
+        msg = (
+            f"{type(model).__name__} {reason}; --optimizer would replace that by one optimizer of one rate. Leave it "
+            "out and set --model.learning_rate."
+        )
+        raise ValueError(msg)
