@@ -124,9 +124,18 @@ def conv_block(in_channels: int, out_channels: int, kernel: int = 3, stride: int
     )
 
 
-def halvings(ratio: int) -> int:
-    """Return how many times a stride has to double to become ``ratio`` times as long, a power of two."""
+def _halvings(ratio: int) -> int:
     return ratio.bit_length() - 1
+
+
+def shrink(level: Level, deep: Level, channels: int) -> nn.Sequential:
+    """Return 3 x 3 convolutions that bring a level to a deeper one's size: of stride 2, or a single one of stride 1.
+
+    Their channels double from one to the next, as in Reverse Distillation's bottleneck, and end at ``channels``.
+    """
+    steps = _halvings(deep.stride // level.stride)
+    widths = [level.channels, *(min(level.channels * 2**i, channels) for i in range(1, steps)), channels]
+    return nn.Sequential(*(conv_block(*pair, stride=2 if steps else 1) for pair in pairwise(widths)))
 
 
 class PyramidBottleneck(nn.Module):
@@ -141,7 +150,7 @@ class PyramidBottleneck(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList()
         for level, width in zip(levels, widths, strict=True):
-            steps = halvings(levels[-1].stride // level.stride)
+            steps = _halvings(levels[-1].stride // level.stride)
             convs = [conv_block(level.channels, width, kernel=3 if steps else 1, stride=2 if steps else 1)]
             convs += [conv_block(width, width, stride=2) for _ in range(1, steps)]
             self.branches.append(nn.Sequential(*convs))
@@ -193,7 +202,7 @@ class PyramidDecoder(nn.Module):
         channels = widths[-1]
         for level, width in zip(reversed(levels), reversed(widths), strict=True):
             convs: list[nn.Module] = []
-            for _ in range(halvings(stride // level.stride)):
+            for _ in range(_halvings(stride // level.stride)):
                 convs.append(_double(channels, width))
                 channels = width
             self.stages.append(nn.Sequential(*convs, conv_block(width, width)))

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic anomalies on the object of an image (DTSNet Eq. 1 and 2; URD and DMDD make theirs so too).
+"""Synthetic anomalies on the object of an image (DTSNet Eq. 1 and 2; URD makes its own so too).
 
 A mask of Perlin noise, cut to the foreground, is filled with a blend of the image and a texture. Noise and the
 textures' augmentations are anomalib's.
@@ -8,6 +8,7 @@ textures' augmentations are anomalib's.
 
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,8 +17,10 @@ from anomalib.data import Batch
 from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator, generate_perlin_noise
 from torch import Tensor
-from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms import v2
+
+from anomalib_cdd.training.image_files import image_files
+from anomalib_cdd.training.reading import read_image
 
 from .foreground import Foreground, foreground_mask
 
@@ -37,8 +40,9 @@ PATCH_SHARE = (0.05, 0.5)
 class AnomalySynthesis:
     """Give images a synthetic anomaly each.
 
-    An image's anomaly follows from the seed, the epoch, the image and its file's name, whatever was drawn before. The
-    foreground is found once an image and kept, as long as the image stays as it is.
+    An image's anomaly follows from the seed of the run (torch's, as ``seed_everything`` sets it), the epoch, the image
+    and its file's name, whatever was drawn before. The foreground is found once an image and kept, as long as the image
+    stays as it is.
 
     Args:
         source_path: Folder of textures, such as DTD, searched with its subfolders. Without one a texture is, one time
@@ -46,11 +50,9 @@ class AnomalySynthesis:
         foreground: How the object is found, see :func:`~anomalib_cdd.teachers.foreground.foreground_mask`.
         beta: Bounds of the image's weight in the blend, in [0, 1]; the texture has the rest.
         two_masks: Whether a mask is the union or, one time in two, the intersection of two.
-        seed: Of masks, textures and weights.
 
     Raises:
-        FileNotFoundError: If there is no folder ``source_path``.
-        ValueError: If it has no images, or ``beta`` is no range in [0, 1].
+        ValueError: If ``beta`` is no range in [0, 1].
     """
 
     def __init__(
@@ -59,27 +61,36 @@ class AnomalySynthesis:
         foreground: Foreground = "auto",
         beta: tuple[float, float] = (0.15, 1.0),
         two_masks: bool = True,
-        seed: int = 0,
     ) -> None:
         if not 0 <= beta[0] <= beta[1] <= 1:
             msg = f"beta is {beta}; it has to be a range in [0, 1]."
             raise ValueError(msg)
-        if source_path is not None and not Path(source_path).is_dir():
-            msg = f"The folder of textures {source_path} does not exist. Leave it out to do without one."
-            raise FileNotFoundError(msg)
+        self.source_path = source_path
         self.foreground = foreground
         self.beta = beta
         self.two_masks = two_masks
-        self.seed = seed
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # one of the augmentations draws its threshold now
-            self._generator = PerlinAnomalyGenerator(source_path)
-        # sorted: a folder's order is the file system's
-        self._textures = sorted(self._generator.anomaly_source_paths)
-        if source_path is not None and not self._textures:
-            msg = f"The folder of textures {source_path} has no images. Leave it out to do without one."
-            raise ValueError(msg)
+            torch.manual_seed(0)  # one of the augmentations draws its threshold now
+            self._noise = PerlinAnomalyGenerator()
         self._foregrounds: dict[str, tuple[int, Tensor]] = {}
+
+    @cached_property
+    def textures(self) -> list[Path]:
+        """Files of the folder of textures, looked up when the first anomaly is made: a trained model does without.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If it has no images.
+        """
+        if self.source_path is None:
+            return []
+        found = image_files(self.source_path)
+        if not found:
+            msg = (
+                f"The folder of textures {self.source_path} has no images. Leave anomaly_source_path out to do without."
+            )
+            raise ValueError(msg)
+        return found
 
     def __call__(
         self, images: Tensor, image_ids: Sequence[str] | None = None, epoch: int = 0, transform: Any = None
@@ -98,7 +109,8 @@ class AnomalySynthesis:
             0 and 1, shape ``(B, 1, H, W)``. A mask is empty where ten draws have missed a small foreground.
 
         Raises:
-            ValueError: If the images are too small for Perlin noise.
+            FileNotFoundError: If there is no folder of textures where one was named.
+            ValueError: If it has no images, or ``images`` are too small for Perlin noise.
         """
         height, width = images.shape[-2:]
         if min(height, width) <= SMALLEST_SIDE:
@@ -138,14 +150,19 @@ class AnomalySynthesis:
         names = [f"{paths[i % len(paths)]} {i // len(paths)}" for i in range(len(tiles))]
         return tiles, *self(tiles, names, epoch, transform)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was found in images and folders: a torch export pickles its model whole."""
+        return {name: value for name, value in self.__dict__.items() if name != "textures"} | {"_foregrounds": {}}
+
     def _one(self, images: Tensor, i: int, name: str, epoch: int) -> tuple[Tensor, Tensor]:
         """Return image ``i`` of a batch in [0, 1] with an anomaly, and its mask ``(1, H, W)``."""
         image = images[i]
         content = zlib.crc32((image.clamp(0, 1) * 255).round().byte().cpu().numpy().tobytes())
         allowed = self._foreground_of(image, name, content).to(image.device)
+        seed = torch.initial_seed()
         with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
             # by the file's name and not by its folder: a data set gives the same anomalies wherever it lies
-            torch.manual_seed(zlib.crc32(f"{self.seed} {epoch} {Path(name).name}".encode(), content))
+            torch.manual_seed(zlib.crc32(f"{seed} {epoch} {Path(name).name}".encode(), content))
             mask = self._mask(allowed)
             texture = self._texture(images, i)
             low, high = self.beta
@@ -160,12 +177,13 @@ class AnomalySynthesis:
 
     def _mask(self, allowed: Tensor) -> Tensor:
         """Draw a mask within the foreground ``(H, W)`` (DTSNet Eq. 1)."""
+        join = self.two_masks and bool(torch.rand(()) > 0.5)
         mask = torch.zeros_like(allowed)
         for _ in range(DRAWS):
             mask = self._blobs(allowed)
             if self.two_masks:
                 other = self._blobs(allowed)
-                mask = mask | other if torch.rand(()) > 0.5 else mask & other
+                mask = mask | other if join else mask & other
             mask = mask & allowed
             if mask.any():
                 break
@@ -174,27 +192,18 @@ class AnomalySynthesis:
     def _blobs(self, like: Tensor) -> Tensor:
         """Threshold Perlin noise of scale 2^U{0..5} along each axis, turned by up to 90 degrees."""
         noise = generate_perlin_noise(like.shape[0], like.shape[1], device=like.device)
-        return self._generator.perlin_rotation_transform(noise[None])[0] > MASK_THRESHOLD
+        return self._noise.perlin_rotation_transform(noise[None])[0] > MASK_THRESHOLD
 
     def _texture(self, images: Tensor, i: int) -> Tensor:
         """Return an augmented texture ``(3, H, W)``, in [0, 1], for image ``i`` of a batch."""
         height, width = images.shape[-2:]
-        if self._textures:
-            path = self._textures[int(torch.randint(len(self._textures), ()))]
-            texture = v2.functional.resize(_read(path).to(images.device), [height, width], antialias=True)
+        if self.textures:
+            path = self.textures[int(torch.randint(len(self.textures), ()))]
+            texture = v2.functional.resize(read_image(path).to(images.device), [height, width], antialias=True)
         elif len(images) > 1 and torch.rand(()) > 0.5:
             other = images[(i + 1 + int(torch.randint(len(images) - 1, ()))) % len(images)]
             texture = v2.RandomResizedCrop((height, width), scale=PATCH_SHARE, antialias=True)(other)
         else:
             noise = [generate_perlin_noise(height, width, device=images.device) for _ in range(3)]
             texture = (torch.stack(noise) + 1) / 2
-        return self._generator.augmenters(texture.clamp(0, 1)).clamp(0, 1)
-
-
-def _read(path: Path) -> Tensor:
-    """Read a texture ``(3, H, W)``, in [0, 1]."""
-    try:
-        return read_image(str(path), mode=ImageReadMode.RGB).float() / 255
-    except RuntimeError as error:
-        msg = f"Texture {path} cannot be read ({str(error).splitlines()[0]})."
-        raise ValueError(msg) from error
+        return self._noise.augmenters(texture.clamp(0, 1)).clamp(0, 1)

@@ -20,6 +20,11 @@ from anomalib_cdd.teachers.synthesis import AnomalySynthesis
 RED = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
 
 
+@pytest.fixture(autouse=True)
+def _seed_of_the_run() -> None:
+    torch.manual_seed(0)
+
+
 def disc(size: int = 96) -> tuple[Tensor, Tensor]:
     """A woven disc on a plain light ground, and where it is."""
     weave = to_dtype(to_image(make_sample(1, size=size).image), torch.float32, scale=True)
@@ -84,12 +89,10 @@ def test_the_same_epoch_gives_the_same_anomalies_whatever_was_drawn_before() -> 
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's numbers are used up
     elsewhere = AnomalySynthesis()(images, [f"/folder/{name}" for name in names], epoch=3)
     assert torch.equal(first, elsewhere[0])
-    # another epoch, another seed and another image bring others
-    for other in (
-        AnomalySynthesis()(images, names, epoch=4),
-        AnomalySynthesis(seed=1)(images, names, epoch=3),
-        AnomalySynthesis()(images, ["e", "f", "g", "h"], epoch=3),
-    ):
+    # another epoch, another image and another seed of the run bring others
+    others = [AnomalySynthesis()(images, names, epoch=4), AnomalySynthesis()(images, ["e", "f", "g", "h"], epoch=3)]
+    torch.manual_seed(1)
+    for other in (*others, AnomalySynthesis()(images, names, epoch=3)):
         assert not torch.equal(masks, other[1])
     assert not torch.equal(masks[0], masks[1])
 
@@ -112,9 +115,10 @@ def test_two_masks_are_joined_or_intersected() -> None:
         AnomalySynthesis(foreground="none", two_masks=both)(images, names)[1].mean(dim=(1, 2, 3))
         for both in (False, True)
     )
-    # unions are larger than a mask, intersections of two sparse ones much smaller
-    assert two.median() > 1.3 * one.median()
-    assert (two < 0.005).float().mean() > (one < 0.005).float().mean() + 0.1
+    # one time in two each: unions are larger than a mask, intersections of two sparse ones much smaller
+    assert two.quantile(0.75) > 1.3 * one.median()
+    assert two.quantile(0.25) < 0.3 * one.quantile(0.25)
+    assert 0.3 < (two < one.min() / 2).float().mean() < 0.7
 
 
 def test_textures_come_from_the_folder(tmp_path: Path) -> None:
@@ -180,16 +184,16 @@ def test_a_foreground_of_a_pixel_gives_an_empty_mask_and_the_image_itself(count:
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        AnomalySynthesis(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
+        AnomalySynthesis(str(tmp_path / "nowhere"), "none")(torch.rand(4, 3, 32, 32))
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match="has no images"):
-        AnomalySynthesis(str(tmp_path))
+        AnomalySynthesis(str(tmp_path), "none")(torch.rand(4, 3, 32, 32))
     with pytest.raises(ValueError, match=r"beta is \(0\.5, 1\.5\)"):
         AnomalySynthesis(beta=(0.5, 1.5))
     with pytest.raises(ValueError, match="of 16 x 40 pixels"):
         AnomalySynthesis()(torch.rand(1, 3, 16, 40))
     AnomalySynthesis()(torch.rand(1, 3, 17, 40))
     (tmp_path / "broken.png").write_bytes(b"no image either")
-    with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot read the image .*broken\.png"):
         AnomalySynthesis(str(tmp_path), "none")(torch.rand(4, 3, 32, 32))

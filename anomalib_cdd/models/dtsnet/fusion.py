@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""DTSNet's bottleneck: levels weighted by coordinate attention and summed (Sec. II-C)."""
+"""DTSNet's bottleneck, the multi-scale fusion: levels weighted by coordinate attention and summed (Sec. II-C)."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from anomalib_cdd.teachers.backbones import Level, Teacher
-from anomalib_cdd.teachers.students import PyramidBottleneck, Student, conv_block, halvings
+from anomalib_cdd.teachers.students import PyramidBottleneck, Student, conv_block, shrink
 
 REDUCTION = 32
 FEWEST_CHANNELS = 8
@@ -51,10 +51,9 @@ class MultiScaleFusion(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList()
         for level in levels:
-            steps = halvings(levels[-1].stride // level.stride)
-            convs = [conv_block(level.channels, channels, stride=2 if steps else 1)]
-            convs += [conv_block(channels, channels, stride=2) for _ in range(1, steps)]
-            self.branches.append(nn.Sequential(CoordinateAttention(level.channels), *convs))
+            self.branches.append(
+                nn.Sequential(CoordinateAttention(level.channels), shrink(level, levels[-1], channels))
+            )
         self.compress = compress
 
     def forward(self, features: list[Tensor]) -> Tensor:

@@ -6,7 +6,6 @@ Reverse Distillation whose student sees a synthetic anomaly and learns what the 
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
@@ -23,7 +22,7 @@ from anomalib_cdd.teachers.foreground import Foreground
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH
 from anomalib_cdd.teachers.synthesis import AnomalySynthesis
 from anomalib_cdd.training.defaults import LabelFreeDefaults
-from anomalib_cdd.training.epochs import TrainsByEpochs, check_optimizers
+from anomalib_cdd.training.epochs import TrainsByEpochs
 from anomalib_cdd.training.precision import full_precision
 
 from .torch_model import DtsnetModel
@@ -57,7 +56,6 @@ class Dtsnet(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore
         score_layers: Names of the levels whose distances make the anomaly map (Table VI). ``None`` takes all.
         anomaly_source_path: Folder of textures, such as DTD. ``None`` takes patches of other training images and noise.
         learning_rate: Adam's, for the student. The reconstruction's is .001.
-        seed: Seed of the synthetic anomalies.
         audit: Whether a fit ends with ``audit/`` in its results: the training images from most to least suspicious.
         pre_processor: anomalib's, or ``True`` for resize to 256 and the teacher's normalisation.
         post_processor: anomalib's, or whether to have the default.
@@ -73,6 +71,8 @@ class Dtsnet(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore
         >>> Engine().train(Dtsnet(), datamodule=MVTecNoisy(category="bottle", noise_ratio=0.1))  # doctest: +SKIP
     """
 
+    several_rates = True
+
     def __init__(
         self,
         backbone: str = "wide_resnet50_2.tv_in1k",
@@ -87,7 +87,6 @@ class Dtsnet(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore
         score_layers: Sequence[str] | None = None,
         anomaly_source_path: str | None = None,
         learning_rate: float = 0.005,
-        seed: int = 0,
         audit: bool = True,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
@@ -108,7 +107,7 @@ class Dtsnet(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore
         teacher = Teacher(backbone, layers, pre_trained, weights)
         self.model: DtsnetModel = DtsnetModel(teacher, student_width, multiscale_fusion, perturbation, score_layers)
         self.learning_rate = learning_rate
-        self._synthesis: AnomalySynthesis | None = None
+        self.synthesis = AnomalySynthesis(anomaly_source_path, foreground, BETA, two_masks)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the distance of what is made of anomalous images to the teacher's levels of normal ones (Eq. 8).
@@ -119,8 +118,7 @@ class Dtsnet(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore
         """
         del batch_idx
         model, transform = self.model, getattr(self.pre_processor, "transform", None)
-        synthesis = cast("AnomalySynthesis", self._synthesis)
-        normal, anomalous, _ = synthesis.of_batch(batch, model.tiler, self.current_epoch, transform)
+        normal, anomalous, _ = self.synthesis.of_batch(batch, model.tiler, self.current_epoch, transform)
         output = model.reconstruct(model.teacher_features(anomalous), noisy=True)
         with full_precision(self.device.type):
             loss = distance(model.teacher_features(normal), output)
@@ -133,22 +131,3 @@ class Dtsnet(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore
         if self.model.reconstruction is not None:
             groups.append({"params": self.model.reconstruction.parameters(), "lr": RECONSTRUCTION_LEARNING_RATE})
         return Adam(groups, betas=ADAM_BETAS)
-
-    def setup(self, stage: str) -> None:
-        """Refuse an optimiser that would move all at one rate, and ready the synthetic anomalies.
-
-        Raises:
-            ValueError: If ``configure_optimizers`` was replaced, or the folder of textures has no images.
-            FileNotFoundError: If there is no such folder.
-        """
-        if stage == "fit":
-            check_optimizers(self, "trains its reconstruction at a learning rate of its own")
-            options: Any = self.hparams
-            self._synthesis = AnomalySynthesis(
-                options.anomaly_source_path, options.foreground, BETA, options.two_masks, options.seed
-            )
-        super().setup(stage)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle what inference needs: anomalib's torch export pickles the whole module."""
-        return super().__getstate__() | {"_synthesis": None}

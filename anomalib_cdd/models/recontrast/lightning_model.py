@@ -22,7 +22,7 @@ from anomalib_cdd.teachers.anomaly_map import check_sides
 from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH
 from anomalib_cdd.training.defaults import LabelFreeDefaults
-from anomalib_cdd.training.epochs import TrainsByEpochs, check_optimizers
+from anomalib_cdd.training.epochs import TrainsByEpochs
 from anomalib_cdd.training.precision import full_precision
 
 from .loss import contrast, mining_threshold
@@ -62,6 +62,8 @@ class ReContrast(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ig
         >>> from anomalib_cdd import MVTecNoisy, ReContrast
         >>> Engine().train(ReContrast(), datamodule=MVTecNoisy(category="bottle", noise_ratio=0.1))  # doctest: +SKIP
     """
+
+    several_rates = True
 
     def __init__(
         self,
@@ -114,15 +116,19 @@ class ReContrast(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ig
         return loss
 
     def configure_optimizers(self) -> Optimizer:
-        """Return AdamW for the student and, at a rate of its own, for the trained encoder."""
+        """Return AdamW for the student and, at a rate of its own, for the trained encoder.
+
+        Raises:
+            ValueError: If hard mining is on and the training has no end.
+        """
+        if self.hard_mining and self.trainer.estimated_stepping_batches == float("inf"):
+            msg = (
+                "max_epochs is -1: ReContrast's hard mining has a threshold that rises over the first tenth of the "
+                "training. Set max_epochs or max_steps."
+            )
+            raise ValueError(msg)
         groups = [
             {"params": self.model.student.parameters(), "lr": self.learning_rate},
             {"params": self.model.encoder.parameters(), "lr": ENCODER_LEARNING_RATE},
         ]
         return AdamW(groups, weight_decay=WEIGHT_DECAY)
-
-    def setup(self, stage: str) -> None:
-        """Refuse an optimiser that would move the encoder as fast as the student."""
-        if stage == "fit":
-            check_optimizers(self, "trains its encoder at a learning rate of its own")
-        super().setup(stage)

@@ -7,7 +7,7 @@ to reconstruct normality from it. Anomalies are synthetic.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from anomalib.data import Batch
@@ -24,7 +24,7 @@ from anomalib_cdd.teachers.foreground import Foreground
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH
 from anomalib_cdd.teachers.synthesis import AnomalySynthesis
 from anomalib_cdd.training.defaults import LabelFreeDefaults
-from anomalib_cdd.training.epochs import TrainsByEpochs, check_optimizers
+from anomalib_cdd.training.epochs import TrainsByEpochs
 from anomalib_cdd.training.precision import full_precision
 
 from .loss import student_loss, teacher_loss
@@ -56,7 +56,6 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
             GrabCut unless the image is a texture; ``"none"``, anywhere.
         anomaly_source_path: Folder of textures, such as DTD. ``None`` takes patches of other training images and noise.
         learning_rate: Adam's, for the student. The teacher's is .0001.
-        seed: Seed of the synthetic anomalies.
         audit: Whether a fit ends with ``audit/`` in its results: the training images from most to least suspicious.
         pre_processor: anomalib's, or ``True`` for resize to 256 and the expert's normalisation.
         post_processor: anomalib's, or whether to have the default.
@@ -72,6 +71,8 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
         >>> Engine().train(Urd(), datamodule=MVTecNoisy(category="bottle", noise_ratio=0.1))  # doctest: +SKIP
     """
 
+    several_rates = True
+
     def __init__(
         self,
         backbone: str = "wide_resnet50_2.tv_in1k",
@@ -84,7 +85,6 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
         foreground: Foreground = "auto",
         anomaly_source_path: str | None = None,
         learning_rate: float = 0.005,
-        seed: int = 0,
         audit: bool = True,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
@@ -105,7 +105,7 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
         self.model: UrdModel = UrdModel(expert, student_width, train_teacher, guided_injection)
         self.automatic_optimization = False
         self.learning_rate = learning_rate
-        self._synthesis: AnomalySynthesis | None = None
+        self.synthesis = AnomalySynthesis(anomaly_source_path, foreground, BETA, two_masks=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take a step of the teacher, then one of the student.
@@ -116,10 +116,8 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
         """
         del batch_idx
         model, transform = self.model, getattr(self.pre_processor, "transform", None)
-        synthesis = cast("AnomalySynthesis", self._synthesis)
-        normal, anomalous, masks = synthesis.of_batch(batch, model.tiler, self.current_epoch, transform)
+        normal, anomalous, masks = self.synthesis.of_batch(batch, model.tiler, self.current_epoch, transform)
         images = torch.cat([normal, anomalous])
-        student_optimizer, *teacher_optimizer = self._optimizers()
         expert_normal, expert_anomalous = _halves(model.expert_features(images))
 
         # the teacher: stays with the expert, and turns away from normality where the mask is
@@ -127,16 +125,18 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
             levels = _halves(list(model.teacher(images)))
             with full_precision(self.device.type):
                 loss = teacher_loss(expert_normal, expert_anomalous, *levels, masks)
-            self._update(teacher_optimizer[0], loss, "teacher")
+            self._step("teacher", loss)
 
         # the student: normality, from the teacher as it scores now
         features = model.settled_features(images)
         levels = _halves(model.student(features))
         with full_precision(self.device.type):
             loss = student_loss(expert_normal, _halves(features)[0], *levels)
-        self._update(student_optimizer, loss, "student")
+        self._step("student", loss)
 
-    def _update(self, optimizer: Any, loss: Tensor, name: str) -> None:
+    def _step(self, name: str, loss: Tensor) -> None:
+        optimizers: Any = self.optimizers()  # Lightning's union; one is no list
+        optimizer = optimizers[name == "teacher"] if isinstance(optimizers, list) else optimizers
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
@@ -149,28 +149,17 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
             optimizers.append(Adam(self.model.teacher.parameters(), TEACHER_LEARNING_RATE, ADAM_BETAS))
         return optimizers
 
-    def _optimizers(self) -> list[Any]:
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
-
     def setup(self, stage: str) -> None:
-        """Refuse an optimiser that would replace both, and ready the synthetic anomalies.
+        """Refuse several devices: Lightning averages the gradients of one step a batch, not of two.
 
         Raises:
-            ValueError: If ``configure_optimizers`` was replaced, or the folder of textures has no images.
-            FileNotFoundError: If there is no such folder.
+            ValueError: Naming their number.
         """
-        if stage == "fit":
-            check_optimizers(self, "has an Adam for its student and one for its teacher")
-            options: Any = self.hparams
-            self._synthesis = AnomalySynthesis(
-                options.anomaly_source_path, options.foreground, BETA, two_masks=False, seed=options.seed
-            )
+        if stage == "fit" and self.trainer.world_size > 1:
+            devices = self.trainer.world_size
+            msg = f"There are {devices} devices: URD takes two steps a batch and trains on one. Set devices: 1."
+            raise ValueError(msg)
         super().setup(stage)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle what inference needs: anomalib's torch export pickles the whole module."""
-        return super().__getstate__() | {"_synthesis": None}
 
 
 def _halves(levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

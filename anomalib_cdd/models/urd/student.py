@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_cdd.teachers.backbones import Level, Teacher
-from anomalib_cdd.teachers.students import PyramidDecoder, build_student, conv_block, fit_size, halvings
+from anomalib_cdd.teachers.students import PyramidDecoder, build_student, conv_block, fit_size, shrink
 
 from .loss import mix_by_similarity
 
@@ -25,10 +25,7 @@ class GuidedInjection(nn.Module):
 
     def __init__(self, deep: Level, shallow: Level, channels: int) -> None:
         super().__init__()
-        steps = halvings(deep.stride // shallow.stride)
-        shrink = [conv_block(shallow.channels, deep.channels, stride=2 if steps else 1)]
-        shrink += [conv_block(deep.channels, deep.channels, stride=2) for _ in range(1, steps)]
-        self.shrink = nn.Sequential(*shrink)
+        self.shrink = shrink(shallow, deep, deep.channels)
         self.guide = conv_block(deep.channels, deep.channels, kernel=1)
         self.mix = conv_block(deep.channels, deep.channels, kernel=1)
         self.join = conv_block(2 * deep.channels, channels, kernel=1)

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """ReContrast's hard mining, its two encoders and its options."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,8 +132,9 @@ def test_bad_input_is_one_line(mvtec_root: Path, tmp_path: Path) -> None:
     small = PreProcessor(Resize((16, 16)))
     with pytest.raises(ValueError, match="images, or tiles, of 16 x 16"):
         fit(make_model(pre_processor=small), mvtec_root, tmp_path)
-    replaced: Callable[[], object] = lambda: None  # noqa: E731
+    with pytest.raises(ValueError, match=r"max_epochs is -1.*hard mining"):
+        fit(make_model(), mvtec_root, tmp_path, max_epochs=-1)
     model = make_model()
-    model.configure_optimizers = replaced
+    model.configure_optimizers = lambda: None
     with pytest.raises(ValueError, match="--optimizer"):
         fit(model, mvtec_root, tmp_path)
