@@ -21,8 +21,11 @@ SIDE = 256
 GRABCUT_ITERATIONS = 11
 # the border is like the centre within so many standard deviations of the centre's colours ...
 LIKENESS = 2.0
-# ... and an image is a texture where so much of its border is
-TEXTURE_SHARE = 0.5
+# ... and an image is a texture where so much of its border is: an object's background is not, but where light falls off
+# towards the edges most of a texture's border is not either
+TEXTURE_SHARE = 0.1
+# less of an image than this is a stain or an edge that GrabCut has taken for an object
+SMALLEST_OBJECT = 0.05
 
 
 def foreground_mask(image: Tensor, method: Foreground) -> Tensor:
@@ -31,7 +34,8 @@ def foreground_mask(image: Tensor, method: Foreground) -> Tensor:
     Args:
         image: Shape ``(3, H, W)``, in [0, 1].
         method: ``"grabcut"``; ``"otsu"``, which wants an object that is plainly lighter or darker than its background;
-            ``"none"``, the whole image; ``"auto"``, GrabCut unless the image is a texture, see :func:`is_texture`.
+            ``"none"``, the whole image; ``"auto"``, GrabCut unless the image is a texture, see :func:`is_texture`, or the
+            object is smaller than a twentieth of it.
 
     Returns:
         Booleans of shape ``(H, W)``, on the processor. All true where the method finds no object or nothing else.
@@ -45,12 +49,14 @@ def foreground_mask(image: Tensor, method: Foreground) -> Tensor:
     if method == "auto" and is_texture(small):
         return whole
     found = _otsu(small) if method == "otsu" else _grabcut(small)
+    if method == "auto" and found.mean() < SMALLEST_OBJECT:
+        return whole
     mask = cv2.resize(found.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
     return whole if mask.all() or not mask.any() else torch.from_numpy(mask)
 
 
 def is_texture(pixels: NDArray[np.uint8]) -> bool:
-    """Return whether at least half of an image's outermost pixels have the colours of its central quarter.
+    """Return whether at least a tenth of an image's outermost pixels have the colours of its central quarter.
 
     Args:
         pixels: RGB, shape ``(H, W, 3)``.
