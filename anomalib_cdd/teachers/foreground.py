@@ -34,8 +34,8 @@ def foreground_mask(image: Tensor, method: Foreground) -> Tensor:
     Args:
         image: Shape ``(3, H, W)``, in [0, 1].
         method: ``"grabcut"``; ``"otsu"``, which wants an object that is plainly lighter or darker than its background;
-            ``"none"``, the whole image; ``"auto"``, GrabCut unless the image is a texture, see :func:`is_texture`, or the
-            object is smaller than a twentieth of it.
+            ``"none"``, the whole image; ``"auto"``, GrabCut unless the image is a texture, see :func:`is_texture`, or
+            the object is smaller than a twentieth of it.
 
     Returns:
         Booleans of shape ``(H, W)``, on the processor. All true where the method finds no object or nothing else.

@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_cdd import Dtsnet, Mhkd, MVTecNoisy, ReContrast, Urd
-from anomalib_cdd.teachers.backbones import PYPI_TEACHER
+from anomalib_cdd.teachers.backbones import PYPI_TEACHER, Teacher
 from anomalib_cdd.training.report import ReportsTraining
 
 # OpenVINO computes in bf16 where the processor can
@@ -177,6 +177,29 @@ def test_it_trains_200_epochs_unless_told_otherwise(kind: type[AnomalibModule], 
         assert model.trainer.max_epochs == expected
 
 
+@pytest.mark.parametrize("kind", [ReContrast, Urd, Dtsnet])
+def test_levels_weights_width_and_rate_are_options(kind: type[AnomalibModule], tmp_path: Path) -> None:
+    def frozen_of(model: AnomalibModule) -> Teacher:
+        return model.model.expert if kind is Urd else model.model.teacher
+
+    plain = make_model(kind)
+    assert [level.name for level in frozen_of(plain).levels] == ["layer1", "layer2", "layer3"]
+    state = {name: value * 2 for name, value in frozen_of(plain).network.state_dict().items()}
+    torch.save(state, tmp_path / "teacher.pth")
+    options = {"layers": ["layer1", "layer2"], "weights": str(tmp_path / "teacher.pth"), "learning_rate": 0.25}
+    model = make_model(kind, student_width=4, **options, **({"hard_mining": False} if kind is ReContrast else {}))
+    assert [level.name for level in frozen_of(model).levels] == ["layer1", "layer2"]
+    assert all(torch.equal(value, state[name]) for name, value in frozen_of(model).network.state_dict().items())
+    first = model.configure_optimizers()
+    group = (first[0] if isinstance(first, list) else first).param_groups[0]
+    assert group["lr"] == 0.25
+    assert {id(parameter) for parameter in group["params"]} == {id(p) for p in model.model.student.parameters()}
+    wide, narrow = (
+        sum(p.numel() for p in make_model(kind, student_width=width).model.student.parameters()) for width in (8, 4)
+    )
+    assert wide > narrow
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_scores_and_maps_lie_between_0_and_1(kind: type[AnomalibModule]) -> None:
     model = make_model(kind).model.eval()
@@ -217,7 +240,10 @@ def test_training_goes_on_from_a_checkpoint(trained: Trained, tmp_path: Path) ->
     assert moved
 
 
-@pytest.mark.parametrize("form", [ExportType.TORCH, ExportType.ONNX, ExportType.OPENVINO])
+# an OpenVINO export is made of an ONNX export
+@pytest.mark.parametrize(
+    "form", [ExportType.TORCH, pytest.param(ExportType.ONNX, marks=pytest.mark.slow), ExportType.OPENVINO]
+)
 def test_exports_score_as_lightning_does(
     trained: Trained, form: ExportType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
