@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from anomalib.data import ImageBatch
+from anomalib.data.utils.tiler import Tiler
 from PIL import Image
 from samples import make_sample, save
 from torch import Tensor
@@ -105,6 +107,19 @@ def test_the_same_epoch_gives_the_same_anomalies_whatever_was_drawn_before() -> 
     for other in (*others, AnomalySynthesis()(images, names, epoch=3)):
         assert not torch.equal(masks, other[1])
     assert not torch.equal(masks[0], masks[1])
+
+
+def test_each_tile_of_a_batch_has_an_anomaly_of_its_own() -> None:
+    image = texture()[:, :48, :48]
+    tiler = Tiler(48, 48)
+    batch = ImageBatch(image=image.repeat(2, 1, 1, 2), image_path=["a/1.png", "a/2.png"])
+    tiles, anomalous, masks = AnomalySynthesis(foreground="none").of_batch(batch, tiler, 0, None)
+    assert tiles.shape == anomalous.shape == (4, 3, 48, 48)
+    assert all(torch.equal(tile, image) for tile in tiles)
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 4
+    whole, _, masks = AnomalySynthesis(foreground="none").of_batch(batch, None, 0, None)
+    assert torch.equal(whole, batch.image)
+    assert masks.shape == (2, 1, 48, 96)
 
 
 def test_beta_is_the_images_weight() -> None:

@@ -10,13 +10,16 @@ import torch
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
+from PIL import Image
+from samples import save
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_cdd import Dtsnet, MVTecNoisy
-from anomalib_cdd.models.dtsnet.fusion import CoordinateAttention, with_fusion
+from anomalib_cdd.models.dtsnet.fusion import CoordinateAttention, MultiScaleFusion, with_fusion
 from anomalib_cdd.models.dtsnet.perturbation import attention, perturb
 from anomalib_cdd.teachers.backbones import Teacher
+from anomalib_cdd.teachers.distances import distance
 from anomalib_cdd.teachers.students import build_student
 
 
@@ -27,12 +30,25 @@ def make_model(**options: object) -> Dtsnet:
     return Dtsnet(**{**small, "pre_processor": PreProcessor(transform), **options})
 
 
-def fit(model: Dtsnet, root: Path, folder: Path) -> Engine:
-    data = MVTecNoisy(root=root, noise_ratio=0.0, val_split_mode="none", num_workers=0, train_batch_size=4)
+def make_data(root: Path, batch_size: int = 4) -> MVTecNoisy:
+    return MVTecNoisy(root=root, noise_ratio=0.0, val_split_mode="none", num_workers=0, train_batch_size=batch_size)
+
+
+def fit(model: Dtsnet, root: Path, folder: Path, epochs: int = 1, batch_size: int = 4) -> Engine:
     quiet = {"logger": False, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
-    engine = Engine(enable_model_summary=False, default_root_dir=folder, max_epochs=1, **quiet)
-    engine.fit(model, datamodule=data)
+    engine = Engine(enable_model_summary=False, default_root_dir=folder, max_epochs=epochs, **quiet)
+    engine.fit(model, datamodule=make_data(root, batch_size))
     return engine
+
+
+@torch.no_grad()
+def one_batch(model: Dtsnet, root: Path, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All training images, the same with the anomalies of an epoch, and the masks."""
+    data = make_data(root, batch_size=12)
+    data.setup()
+    (batch,) = data.train_dataloader()
+    batch.image = model.pre_processor.transform(batch.image)
+    return model.synthesis.of_batch(batch, None, epoch, model.pre_processor.transform)
 
 
 def state(model: Dtsnet) -> dict[str, Tensor]:
@@ -104,6 +120,16 @@ def test_a_fusion_fits_any_teacher_with_levels_of_several_strides(backbone: str)
     assert [out.shape for out in student(features)] == [feature.shape for feature in features]
 
 
+@torch.no_grad()
+def test_a_fusion_sums_what_it_has_brought_to_one_size() -> None:
+    teacher = Teacher("test_resnet", pre_trained=False)
+    fusion = MultiScaleFusion(teacher.levels, 6, torch.nn.Identity()).eval()
+    features = teacher(torch.randn(2, 3, 64, 64))
+    parts = [branch(feature) for branch, feature in zip(fusion.branches, features, strict=True)]
+    assert [part.shape for part in parts] == [(2, 6, 4, 4)] * 3
+    assert torch.allclose(fusion(features), parts[0] + parts[1] + parts[2])
+
+
 def test_student_and_reconstruction_learn_each_at_its_rate(mvtec_root: Path, tmp_path: Path) -> None:
     model = make_model()
     before = state(model)
@@ -112,6 +138,19 @@ def test_student_and_reconstruction_learn_each_at_its_rate(mvtec_root: Path, tmp
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"student", "reconstruction"}
     assert [group["lr"] for group in engine.trainer.optimizers[0].param_groups] == [0.005, 0.001]
+
+
+def test_the_target_is_the_normal_image_and_an_epoch_has_anomalies_of_its_own(mvtec_root: Path, tmp_path: Path) -> None:
+    """A student that never moves: what is logged is the distance that the method says."""
+    save(Image.new("RGB", (64, 64), (255, 0, 0)), tmp_path / "textures" / "red.png")
+    options = {"perturbation": False, "foreground": "none", "anomaly_source_path": str(tmp_path / "textures")}
+    model = make_model(learning_rate=0.0, **options)
+    engine = fit(model, mvtec_root, tmp_path, epochs=2, batch_size=12)
+    normal, anomalous, _ = one_batch(model, mvtec_root, epoch=1)
+    with torch.no_grad():
+        output = model.model.train().student(model.model.teacher_features(anomalous))
+        expected = distance(model.model.teacher_features(normal), output).item()
+    assert engine.trainer.callback_metrics["train_loss"].item() == pytest.approx(expected, rel=1e-4)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """URD's losses, its injection and its options."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,25 @@ def make_model(**options: object) -> Urd:
     return Urd(**{**small, "pre_processor": PreProcessor(transform), **options})
 
 
-def fit(model: Urd, root: Path, folder: Path) -> Engine:
-    data = MVTecNoisy(root=root, noise_ratio=0.0, val_split_mode="none", num_workers=0, train_batch_size=4)
+def make_data(root: Path, batch_size: int = 4) -> MVTecNoisy:
+    return MVTecNoisy(root=root, noise_ratio=0.0, val_split_mode="none", num_workers=0, train_batch_size=batch_size)
+
+
+def fit(model: Urd, root: Path, folder: Path, epochs: int = 1, batch_size: int = 4) -> Engine:
     quiet = {"logger": False, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
-    engine = Engine(enable_model_summary=False, default_root_dir=folder, max_epochs=1, **quiet)
-    engine.fit(model, datamodule=data)
+    engine = Engine(enable_model_summary=False, default_root_dir=folder, max_epochs=epochs, **quiet)
+    engine.fit(model, datamodule=make_data(root, batch_size))
     return engine
+
+
+@torch.no_grad()
+def one_batch(model: Urd, root: Path, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All training images, the same with the anomalies of an epoch, and the masks."""
+    data = make_data(root, batch_size=12)
+    data.setup()
+    (batch,) = data.train_dataloader()
+    batch.image = model.pre_processor.transform(batch.image)
+    return model.synthesis.of_batch(batch, None, epoch, model.pre_processor.transform)
 
 
 def state(model: Urd) -> dict[str, Tensor]:
@@ -123,6 +137,32 @@ def test_a_batch_is_a_step_of_the_teacher_and_one_of_the_student(mvtec_root: Pat
     steps = {int(moments["step"]) for optimizer in engine.trainer.optimizers for moments in optimizer.state.values()}
     assert steps == {3}
     assert {"train_loss_teacher", "train_loss_student"} <= set(engine.trainer.callback_metrics)
+    # its running averages take in a batch once: the student's step has it in evaluation mode
+    norms = [module for module in model.model.teacher.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {int(module.num_batches_tracked) for module in norms} == {3}
+
+
+@pytest.mark.parametrize("train_teacher", [True, False])
+def test_the_losses_are_of_the_images_that_they_say(train_teacher: bool, mvtec_root: Path, tmp_path: Path) -> None:
+    """Networks before their first step: what is logged are the losses that the method says."""
+    save(Image.new("RGB", (64, 64), (255, 0, 0)), tmp_path / "textures" / "red.png")
+    options = {"foreground": "none", "anomaly_source_path": str(tmp_path / "textures"), "guided_injection": False}
+    model = make_model(train_teacher=train_teacher, learning_rate=0.0, **options)
+    initial = copy.deepcopy(model.model.teacher)
+    logged = fit(model, mvtec_root, tmp_path, batch_size=12).trainer.callback_metrics
+    normal, anomalous, masks = one_batch(model, mvtec_root, epoch=0)
+    with torch.no_grad():
+        expert = [model.model.expert(images) for images in (normal, anomalous)]
+        if train_teacher:
+            both = initial.train()(torch.cat([normal, anomalous]))
+            levels = [[level[:12] for level in both], [level[12:] for level in both]]
+            expected = teacher_loss(*expert, *levels, masks).item()
+            assert logged["train_loss_teacher"].item() == pytest.approx(expected, rel=1e-4)
+            return
+        both = model.model.student.train()([torch.cat(pair) for pair in zip(*expert, strict=True)])
+        levels = [[level[:12] for level in both], [level[12:] for level in both]]
+        expected = student_loss(expert[0], expert[0], *levels).item()
+    assert logged["train_loss_student"].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_a_teacher_of_its_own_the_expert_is_the_teacher(mvtec_root: Path, tmp_path: Path) -> None:
