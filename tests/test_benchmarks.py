@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from benchmarks import __main__ as bench
+from benchmarks import synthesis
 from benchmarks.measuring import Comparison, alternate
 from benchmarks.report import to_markdown
 from benchmarks.rows import ROWS, Setting
@@ -54,3 +56,15 @@ def test_a_row_that_fails_is_told_and_the_others_are_kept(
     assert "| linear | a / b | 1 s | 2 s | 0.500 | 0.500 to 0.500 | <= 0.9 |" in table
     assert "failed: out of it" in table
     assert "failed: out of it" in capsys.readouterr().out
+
+
+def test_twelve_synthetic_anomalies_are_drawn(mvtec_root: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "new" / "anomalies.png"
+    folder = mvtec_root / "bottle" / "train" / "good"
+    assert synthesis.main([str(folder), "--output", str(picture), "--size", "48", "--foreground", "none"]) == 0
+    image = Image.open(picture)
+    assert image.size == (8 * 48, 3 * 48)
+    # a mask is white, on a foreground that is everything
+    assert {(255, 255, 255), (89, 89, 89)} == set(image.crop((48, 0, 96, 48)).getdata())
+    with pytest.raises(SystemExit):
+        synthesis.main([str(mvtec_root / "bottle" / "test" / "good"), "--output", str(picture)])

@@ -4,8 +4,11 @@
 
 from .cdd import Cdd
 from .crosspatch import CrossPatch
+from .dtsnet import Dtsnet
 from .inreach import InReach
 from .mhkd import Mhkd
+from .recontrast import ReContrast
 from .softpatch import SoftPatch
+from .urd import Urd
 
-__all__ = ["Cdd", "CrossPatch", "InReach", "Mhkd", "SoftPatch"]
+__all__ = ["Cdd", "CrossPatch", "Dtsnet", "InReach", "Mhkd", "ReContrast", "SoftPatch", "Urd"]

@@ -68,10 +68,10 @@ class Student(nn.Module):
             # here, and not in each layer: autocast does not join levels of fp16 and bf16
             features = [feature.to(torch.get_autocast_dtype(device)) for feature in features]
         levels = self.decoder(self.bottleneck(features))
-        return [_fit(level, feature.shape[-2:]) for level, feature in zip(levels, features, strict=True)]
+        return [fit_size(level, feature.shape[-2:]) for level, feature in zip(levels, features, strict=True)]
 
 
-def _fit(level: Tensor, size: torch.Size) -> Tensor:
+def fit_size(level: Tensor, size: torch.Size) -> Tensor:
     """Resize a level whose side the strides do not divide: it comes back a little too long or too short."""
     if level.shape[-2:] == size:
         return level
@@ -115,7 +115,8 @@ def _check_strides(strides: list[int]) -> None:
             raise ValueError(msg)
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+def conv_block(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Return a convolution, BatchNorm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -125,6 +126,16 @@ def _conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1)
 
 def _halvings(ratio: int) -> int:
     return ratio.bit_length() - 1
+
+
+def shrink(level: Level, deep: Level, channels: int) -> nn.Sequential:
+    """Return 3 x 3 convolutions that bring a level to a deeper one's size: of stride 2, or a single one of stride 1.
+
+    Their channels double from one to the next, as in Reverse Distillation's bottleneck, and end at ``channels``.
+    """
+    steps = _halvings(deep.stride // level.stride)
+    widths = [level.channels, *(min(level.channels * 2**i, channels) for i in range(1, steps)), channels]
+    return nn.Sequential(*(conv_block(*pair, stride=2 if steps else 1) for pair in pairwise(widths)))
 
 
 class PyramidBottleneck(nn.Module):
@@ -140,10 +151,10 @@ class PyramidBottleneck(nn.Module):
         self.branches = nn.ModuleList()
         for level, width in zip(levels, widths, strict=True):
             steps = _halvings(levels[-1].stride // level.stride)
-            convs = [_conv(level.channels, width, kernel=3 if steps else 1, stride=2 if steps else 1)]
-            convs += [_conv(width, width, stride=2) for _ in range(1, steps)]
+            convs = [conv_block(level.channels, width, kernel=3 if steps else 1, stride=2 if steps else 1)]
+            convs += [conv_block(width, width, stride=2) for _ in range(1, steps)]
             self.branches.append(nn.Sequential(*convs))
-        self.squeeze = nn.Sequential(_conv(sum(widths), widths[-1], stride=2), _conv(widths[-1], widths[-1]))
+        self.squeeze = nn.Sequential(conv_block(sum(widths), widths[-1], stride=2), conv_block(widths[-1], widths[-1]))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Map the levels, each ``(B, C_l, H_l, W_l)``, to an embedding at half the deepest resolution."""
@@ -165,9 +176,9 @@ class DropoutBottleneck(nn.Module):
 
     def __init__(self, levels: Sequence[Level], width: int) -> None:
         super().__init__()
-        self.fuse = _conv(sum(level.channels for level in levels), width, kernel=1)
+        self.fuse = conv_block(sum(level.channels for level in levels), width, kernel=1)
         self.drop = nn.Dropout(BOTTLENECK_DROPOUT)
-        self.mix = _conv(width, width)
+        self.mix = conv_block(width, width)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Map the levels, each ``(B, C_l, H, W)``, to an embedding ``(B, width, H, W)``."""
@@ -194,7 +205,7 @@ class PyramidDecoder(nn.Module):
             for _ in range(_halvings(stride // level.stride)):
                 convs.append(_double(channels, width))
                 channels = width
-            self.stages.append(nn.Sequential(*convs, _conv(width, width)))
+            self.stages.append(nn.Sequential(*convs, conv_block(width, width)))
             head = nn.Conv2d(width, level.channels, kernel_size=1)
             self.heads.append(head if level.signed else nn.Sequential(head, nn.ReLU()))
             stride = level.stride

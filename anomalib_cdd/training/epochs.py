@@ -17,10 +17,30 @@ from .checkpoints import readable_checkpoint
 
 
 class TrainsByEpochs:
-    """Mixin before ``LabelFreeDefaults``: 200 epochs unless told otherwise, checkpoints that fetch no weights."""
+    """Mixin before ``LabelFreeDefaults``: 200 epochs unless told otherwise, checkpoints that fetch no weights.
+
+    Attributes:
+        several_rates: Whether parts of the model learn at rates of their own, which one optimizer in place of the
+            model's would not keep.
+    """
 
     default_epochs: int | None = 200
+    several_rates = False
     model: Any
+
+    def setup(self, stage: str) -> None:
+        """Refuse an optimizer that would move all parts of the model at one rate.
+
+        Raises:
+            ValueError: If ``configure_optimizers`` was replaced, as the CLI's ``--optimizer`` does.
+        """
+        if stage == "fit" and self.several_rates and "configure_optimizers" in vars(self):
+            msg = (
+                f"Parts of {type(self).__name__} learn at rates of their own; --optimizer would replace them by one. "
+                "Leave it out and set --model.learning_rate."
+            )
+            raise ValueError(msg)
+        super().setup(stage)  # type: ignore[misc]  # AnomalibModule's
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Score a batch.

@@ -20,6 +20,7 @@ from anomalib_cdd.models.cdd.lightning_model import PAPER
 CONFIGS = Path(__file__).parents[2] / "configs"
 CELLS = {
     "fuad": 4 * 4 * 4 * 3,
+    "rivals": 4 * 12 * 3,
     "bottle": 2 * 5 * 3,
     "small_sets": 2 * 5 * 3,
     "ablation_table4": 6 * 3,

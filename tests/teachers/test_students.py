@@ -7,7 +7,7 @@ import torch
 from anomalib.models.components.backbone.resnet_decoder import ResNetDecoder
 
 from anomalib_cdd.teachers.backbones import Level, Teacher
-from anomalib_cdd.teachers.students import DropoutBottleneck, PyramidDecoder, build_student
+from anomalib_cdd.teachers.students import DropoutBottleneck, PyramidDecoder, build_student, shrink
 
 SIZES = [(224, 224), (256, 256), (192, 320), (100, 150)]
 
@@ -78,3 +78,16 @@ def test_levels_of_fp16_and_bf16_make_no_difference_under_autocast(backbone: str
     with torch.autocast("cpu", dtype=torch.bfloat16):
         kept, single = student(levels), student([level.float() for level in levels])
     assert all(torch.equal(a, b) for a, b in zip(kept, single, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("stride", "channels", "widths"),
+    [(4, 192, [48, 192]), (4, 40, [40, 40]), (8, 192, [192]), (16, 192, [192]), (2, 192, [48, 96, 192])],
+)
+def test_a_shrunken_level_has_the_deeper_ones_size_and_doubles_its_channels(
+    stride: int, channels: int, widths: list[int]
+) -> None:
+    level, deep = Level("shallow", 24, stride, signed=True), Level("deep", 112, 16, signed=True)
+    convolutions = shrink(level, deep, channels)
+    assert [block[0].out_channels for block in convolutions] == widths
+    assert convolutions(torch.randn(2, 24, 64 // stride, 96 // stride)).shape == (2, channels, 4, 6)

@@ -15,8 +15,6 @@ from .domains import domain_count, global_steps, persistent_epochs
 
 logger = logging.getLogger(__name__)
 
-# half of the blur's kernel
-SMALLEST_SIDE = 16
 CHOICES = {"selection": ("consensual", "next", "all")}
 # what the domain students and their targets alone read
 OF_DOMAIN_STUDENTS = ("domains", "domain_students", "regularization", "selection", "confident_once")
@@ -101,24 +99,6 @@ def check_size(samples: int, batch_size: int, trainer: Trainer, options: Any) ->
         msg = (
             f"{samples} training images are too few for {most} domains, which take {2 * most} or more. Add images, or "
             "set a schedule with fewer domains, such as domains: [2]."
-        )
-        raise ValueError(msg)
-
-
-def check_sides(height: int, width: int) -> None:
-    """Refuse images that are smaller than what the anomaly map's blur mirrors at its edges.
-
-    Args:
-        height: Of what the teacher sees: an image after the pre-processor, or a tile.
-        width: The same.
-
-    Raises:
-        ValueError: Naming the size and the smallest that can be.
-    """
-    if min(height, width) <= SMALLEST_SIDE:
-        msg = (
-            f"The pre-processor leaves images, or tiles, of {height} x {width} pixels: the anomaly map's blur takes "
-            f"more than {SMALLEST_SIDE} a side. Set a larger Resize."
         )
         raise ValueError(msg)
 

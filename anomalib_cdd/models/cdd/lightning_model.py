@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from anomalib_cdd.teachers.anomaly_map import check_sides
 from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.distances import distance
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH, Student
@@ -293,7 +294,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         super().on_fit_start()
         transform = getattr(self.pre_processor, "transform", None)
         self._training_set = data = TrainingSet.of(self.trainer, self.model, transform, self.options, self.ranks)
-        checks.check_sides(*(side * self.model.teacher.levels[0].stride for side in data.features.shapes[0][-2:]))
+        check_sides(*(side * self.model.teacher.levels[0].stride for side in data.features.shapes[0][-2:]))
         checks.check_size(len(data), data.batch_size, self.trainer, self.options)
         checks.tell_budget(len(data), data.batch_size, self.trainer.max_epochs or 1, self.options)
         met = self._resumed.pop("met", None)

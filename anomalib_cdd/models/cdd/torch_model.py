@@ -3,25 +3,19 @@
 """Teacher and global student: what inference and every export needs, and nothing else (CDD Eq. 11)."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from anomalib.data import InferenceBatch
-from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from anomalib_cdd.teachers.anomaly_map import AnomalyMap
 from anomalib_cdd.teachers.backbones import Teacher
-from anomalib_cdd.teachers.distances import pixel_cosine
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH, build_student
 from anomalib_cdd.training.precision import full_precision
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
-
-BLUR_SIGMA = 4.0
-BLUR_KERNEL = 2 * int(4 * BLUR_SIGMA + 0.5) + 1
 
 
 class CddModel(nn.Module):
@@ -45,14 +39,7 @@ class CddModel(nn.Module):
         self.tiler: Tiler | None = None
         self.teacher = teacher
         self.student = build_student(teacher, student_width)
-        # a Gaussian is separable: rows, then columns
-        self.blur = nn.Sequential(
-            GaussianBlur2d(sigma=BLUR_SIGMA, kernel_size=(BLUR_KERNEL, 1)),
-            GaussianBlur2d(sigma=BLUR_SIGMA, kernel_size=(1, BLUR_KERNEL)),
-        )
-        # 1 - cos reaches 1 where both levels are never negative, and 2 elsewhere
-        largest = 2 if any(level.signed for level in teacher.levels) else 1
-        self.map_scale = 1 / (largest * len(teacher.levels))
+        self.to_map = AnomalyMap.of(teacher.levels)
         # a processor's convolutions, depthwise ones above all, are faster so; whatever they put out follows
         self.to(memory_format=torch.channels_last)
 
@@ -89,10 +76,7 @@ class CddModel(nn.Module):
         Returns:
             Shape ``(B, 1, H, W)``, in [0, 1].
         """
-        if self.tiler is None:
-            return self.blur(self.distance_map(teacher, student, size))
-        tile_size = (self.tiler.tile_size_h, self.tiler.tile_size_w)
-        return self.blur(self.tiler.untile(self.distance_map(teacher, student, tile_size)))
+        return self.to_map(teacher, student, size, self.tiler)
 
     @torch.no_grad()
     def sample_scores(self, teacher: list[Tensor], student: list[Tensor]) -> Tensor:
@@ -105,50 +89,6 @@ class CddModel(nn.Module):
         Returns:
             Shape ``(B,)``, in [0, 1]: the maximum of the blurred map.
         """
-        height, width = (side * self.teacher.levels[0].stride for side in teacher[0].shape[-2:])
-        total = torch.zeros((), device=teacher[0].device)
+        size = [side * self.teacher.levels[0].stride for side in teacher[0].shape[-2:]]
         with full_precision(teacher[0].device.type):
-            for t, s in zip(teacher, student, strict=True):
-                distances = 1 - pixel_cosine(t.float(), s.float())
-                down, across = spread(t.shape[-2], height, t.device), spread(t.shape[-1], width, t.device)
-                total = total + down @ distances @ across.T
-        return total.amax(dim=(-2, -1)).clamp_min(0) * self.map_scale
-
-    def distance_map(self, teacher: list[Tensor], student: list[Tensor], size: Sequence[int]) -> Tensor:
-        """Return the cosine distance per pixel, summed over the levels and scaled to [0, 1].
-
-        Args:
-            teacher: Levels, each ``(B, C_l, H_l, W_l)``.
-            student: Levels of the same shapes.
-            size: Height and width of the map.
-
-        Returns:
-            Shape ``(B, 1, H, W)``, not blurred.
-        """
-        maps = [
-            _stretch(1 - F.cosine_similarity(t.float(), s.float(), dim=1).unsqueeze(1), size)
-            for t, s in zip(teacher, student, strict=True)
-        ]
-        total = torch.stack(maps).sum(dim=0).clamp_min(0) * self.map_scale
-        return total.to(next(self.blur.buffers()).dtype)
-
-
-@lru_cache(maxsize=16)
-def spread(side: int, size: int, device: torch.device) -> Tensor:
-    """Return what interpolation and blur do to a map along one of its sides: both are linear and separable.
-
-    Args:
-        side: Length of a level's side.
-        size: That of the anomaly map.
-        device: Where the matrix is wanted.
-
-    Returns:
-        Shape ``(size, side)``.
-    """
-    identity = torch.eye(side, device=device)[None, None]
-    blur = GaussianBlur2d(sigma=BLUR_SIGMA, kernel_size=(BLUR_KERNEL, 1)).to(device)
-    return blur(_stretch(identity, (size, side)))[0, 0]
-
-
-def _stretch(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
+            return self.to_map.largest(teacher, student, size)
