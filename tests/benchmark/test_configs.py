@@ -111,6 +111,7 @@ def test_the_ablations_stand_on_the_papers_setting() -> None:
     [
         ("paper_mvtec_table", "cdd"), ("paper_visa_table", "cdd"), ("fuad", "cdd_paper"), ("bottle", "cdd_forked"),
         ("bottle", "cdd_forked_lite2"), ("small_sets", "cdd_forked"), ("long_training", "cdd"),
+        ("rivals", "cdd_paper"),
     ],
 )  # fmt: skip
 def test_what_is_called_the_papers_has_its_setting(name: str, model: str) -> None:
