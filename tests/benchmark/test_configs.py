@@ -22,6 +22,7 @@ CELLS = {
     "fuad": 4 * 4 * 4 * 3,
     "rivals": 4 * 12 * 3,
     "bottle": 2 * 5 * 3,
+    "few_images": 3 * 3 * 3,
     "small_sets": 2 * 5 * 3,
     "ablation_table4": 6 * 3,
     "ablation_table5": 5 * 3,
@@ -110,8 +111,8 @@ def test_the_ablations_stand_on_the_papers_setting() -> None:
     ("name", "model"),
     [
         ("paper_mvtec_table", "cdd"), ("paper_visa_table", "cdd"), ("fuad", "cdd_paper"), ("bottle", "cdd_forked"),
-        ("bottle", "cdd_forked_lite2"), ("small_sets", "cdd_forked"), ("long_training", "cdd"),
-        ("rivals", "cdd_paper"),
+        ("bottle", "cdd_forked_lite2"), ("small_sets", "cdd_forked"), ("long_training", "cdd"), ("rivals", "cdd_paper"),
+        ("few_images", "cdd_paper"),
     ],
 )  # fmt: skip
 def test_what_is_called_the_papers_has_its_setting(name: str, model: str) -> None:
