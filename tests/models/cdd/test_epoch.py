@@ -142,7 +142,7 @@ def test_domain_students_start_as_the_previous_student_in_parameters_and_buffers
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recorder = Recorder(monkeypatch)
-    model = make_model(domains=(2, 3))
+    model = make_model(domains=(2, 3), domain_students="forked")
     start = copy.deepcopy(model.model.student.state_dict())
     make_engine(max_epochs=2).fit(model, datamodule=make_data())
     assert [fork["epoch"] for fork in recorder.forks] == [0, 0, 1, 1, 1]
