@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser("python -m benchmarks.workers", description=__doc__)
     parser.add_argument("--workers", type=int, default=2, help="workers, of one thread each")
-    parser.add_argument("--epochs", type=int, default=60, help="of each cell: how long one takes")
+    parser.add_argument("--epochs", type=int, default=100, help="of each cell: they make it longer")
     return parser.parse_args(arguments)
 
 
@@ -46,7 +46,18 @@ def grid(folder: Path, epochs: int) -> dict[str, Any]:
             Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
     data = {"name": "noise", "root": str(folder), "normal_dir": "good", "normal_test_dir": "good_test"}
     data |= {"abnormal_dir": "bad", "num_workers": 0, "train_batch_size": 8}
-    model = {"backbone": "efficientnet_lite0_pypi", "pre_trained": False, "evaluator": False, "visualizer": False}
+    model: dict[str, Any] = {
+        "backbone": "efficientnet_lite0_pypi",
+        "pre_trained": False,
+        "evaluator": False,
+        "visualizer": False,
+    }
+    resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [SIDE, SIDE]}}
+    compose = {"class_path": "torchvision.transforms.v2.Compose", "init_args": {"transforms": [resize]}}
+    model["pre_processor"] = {
+        "class_path": "anomalib.pre_processing.PreProcessor",
+        "init_args": {"transform": compose},
+    }
     trainer = {"max_epochs": epochs, "accelerator": "cpu"}
     return {
         "seeds": list(range(CELLS // 2)),
