@@ -24,8 +24,6 @@ LIKENESS = 2.0
 # ... and an image is a texture where so much of its border is: an object's background is not, but where light falls off
 # towards the edges most of a texture's border is not either
 TEXTURE_SHARE = 0.1
-# less of an image than this is a stain or an edge that GrabCut has taken for an object
-SMALLEST_OBJECT = 0.05
 
 
 def foreground_mask(image: Tensor, method: Foreground) -> Tensor:
@@ -34,8 +32,7 @@ def foreground_mask(image: Tensor, method: Foreground) -> Tensor:
     Args:
         image: Shape ``(3, H, W)``, in [0, 1].
         method: ``"grabcut"``; ``"otsu"``, which wants an object that is plainly lighter or darker than its background;
-            ``"none"``, the whole image; ``"auto"``, GrabCut unless the image is a texture, see :func:`is_texture`, or
-            the object is smaller than a twentieth of it.
+            ``"none"``, the whole image; ``"auto"``, GrabCut unless the image is a texture, see :func:`is_texture`.
 
     Returns:
         Booleans of shape ``(H, W)``, on the processor. All true where the method finds no object or nothing else.
@@ -49,8 +46,6 @@ def foreground_mask(image: Tensor, method: Foreground) -> Tensor:
     if method == "auto" and is_texture(small):
         return whole
     found = _otsu(small) if method == "otsu" else _grabcut(small)
-    if method == "auto" and found.mean() < SMALLEST_OBJECT:
-        return whole
     mask = cv2.resize(found.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
     return whole if mask.all() or not mask.any() else torch.from_numpy(mask)
 
