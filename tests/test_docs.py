@@ -36,7 +36,7 @@ from pages import (
 )
 
 import anomalib_cdd
-from anomalib_cdd import Cdd, FolderNoisy
+from anomalib_cdd import Cdd, FolderNoisy, read_image
 from anomalib_cdd.cli.audit import get_parser, model_class
 
 QUIET = 'accelerator="cpu", logger=False, enable_progress_bar=False'
@@ -145,6 +145,32 @@ def test_reading(parts: Path) -> None:
     [block] = blocks("docs/reading.md", "python")
     run(block, names, **{"inferencer.predict(": "said = inferencer.predict("})
     assert 0 <= float(np.squeeze(names["said"].pred_score)) <= 1
+
+
+@runs("docs/exports.md")
+def test_exports(parts: Path, capsys: pytest.CaptureFixture) -> None:
+    install, export = commands("docs/exports.md")
+    type_in(install)
+    parse("anomalib export --help")
+    assert set(re.findall(r"--(?!model)\w+", export)) <= set(re.findall(r"--\w+", capsys.readouterr().out))
+    model = Cdd(backbone="test_resnet", pre_trained=False, student_width=8)
+    exported = Engine().export(model, ExportType.OPENVINO, export_root="results")
+    for file in Path(exported or "").parent.iterdir():
+        shutil.copy(file, file.name)
+    names: dict[str, Any] = {}
+    [block] = blocks("docs/exports.md", "python")
+    run(block, names)
+    image = read_image(parts / "000.png").permute(1, 2, 0).numpy()
+    assert 0 <= float(np.squeeze(names["inferencer"].predict(image).pred_score)) <= 1
+
+
+def test_rows_of_the_exports_are_what_was_measured() -> None:
+    text = read("docs/exports.md")
+    measured = pd.read_csv(ROOT / "experiments/exports/results.csv")
+    assert text.count(" of 54 |") == len(measured)
+    for row in measured.itertuples():
+        shown = f"{row.largest_difference:.1e} | {row.labels_that_differ} of {row.images}"
+        assert f"| {row.model} | {row.size} | {row.form} | {shown} |" in text
 
 
 @pytest.mark.parametrize("page", PAGES)
