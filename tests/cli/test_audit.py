@@ -316,7 +316,7 @@ def test_the_documentation_is_what_the_command_takes(
     trained: Callable[[str], Trained], folder_root: Path, tmp_path: Path
 ) -> None:
     text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^anomalib-cdd audit ([^#\n]+)", text, re.MULTILINE)
+    commands = re.findall(r"^\$ anomalib-cdd audit ([^#\n]+)", text, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         assert get_parser().parse_args(shlex.split(command)).data == Path("parts")

@@ -100,7 +100,7 @@ def test_the_command_lines_optimizer_is_refused(make_model: Model, make_data: Da
 
 def test_training_sets_that_are_too_small(make_model: Model, make_data: Data, make_engine: Engines) -> None:
     with pytest.raises(ValueError, match="5 training images are too few for 3 domains, which take 6"):
-        make_engine(4).fit(make_model(), datamodule=make_data(max_normal=4))
+        make_engine(4).fit(make_model(domains=(2, 3, 3, 2)), datamodule=make_data(max_normal=4))
     with pytest.raises(ValueError, match="train_batch_size is 1"):
         make_engine(1).fit(make_model(), datamodule=make_data(train_batch_size=1))
 
