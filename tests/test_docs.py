@@ -38,6 +38,7 @@ from pages import (
 import anomalib_cdd
 from anomalib_cdd import Cdd, FolderNoisy, read_image
 from anomalib_cdd.cli.audit import get_parser, model_class
+from anomalib_cdd.cli.entries import resolve_model
 
 QUIET = 'accelerator="cpu", logger=False, enable_progress_bar=False'
 SMALL = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False}
@@ -145,6 +146,13 @@ def test_reading(parts: Path) -> None:
     [block] = blocks("docs/reading.md", "python")
     run(block, names, **{"inferencer.predict(": "said = inferencer.predict("})
     assert 0 <= float(np.squeeze(names["said"].pred_score)) <= 1
+
+
+@runs("docs/thresholds.md")
+def test_thresholds() -> None:
+    [block] = blocks("docs/thresholds.md", "yaml")
+    model, _ = resolve_model("docs/thresholds.md", yaml.safe_load(block)["model"])
+    assert model["init_args"]["post_processor"]["init_args"]["false_alarm_rate"] == 0.05
 
 
 @runs("docs/exports.md")
