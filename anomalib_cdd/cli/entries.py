@@ -86,6 +86,12 @@ def build(data: Entry, model: Entry, trainer: Entry) -> Components:
     return Components(built.data, built.model, TRAINER_DEFAULTS | {key: built.trainer[key] for key in trainer})
 
 
+def build_data(data: Entry) -> AnomalibDataModule:
+    """Instantiate a data set alone; see :func:`resolve_data`."""
+    parser = _parser("data")
+    return parser.instantiate_classes(parser.parse_object({"data": data})).data
+
+
 def _resolve(name: str, entries: Entry) -> Entry:
     parser = _parser(*entries)
     try:

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo shows true figures, and everything that it names is there."""
 
+import contextlib
 import importlib.util
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from sklearn.metrics import average_precision_score
 
 from anomalib_cdd.cli import demo
 from anomalib_cdd.cli.entries import resolve_data, resolve_model
@@ -37,19 +40,26 @@ def outcomes(mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     folder = tmp_path_factory.mktemp("demo")
     config = {
         "output": str(folder / "out"),
-        "data": {"class_path": "anomalib_cdd.data.MVTecNoisy", "init_args": {"root": str(mvtec_root)}},
+        "data": {
+            "class_path": "anomalib_cdd.data.MVTecNoisy",
+            "init_args": {"root": str(mvtec_root), "clean": {"share": 0.1}},
+        },
         "models": {"A": PADIM, "B": PADIM | {"trainer": {"max_epochs": 30}}},
     }
     (folder / "demo.yaml").write_text(yaml.safe_dump(config))
     parsed = demo.get_parser().parse_args(["--config", str(folder / "demo.yaml"), "--smoke"])
-    return {"folder": folder / "out", "outcomes": demo.run(parsed)}
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        ran = demo.run(parsed)
+    return {"folder": folder / "out", "outcomes": ran, "said": said.getvalue()}
 
 
 def test_figures_are_those_of_the_ranking(outcomes: dict[str, Any]) -> None:
     written = json.loads((outcomes["folder"] / "measures.json").read_text())
     for name, outcome in outcomes["outcomes"].items():
         assert written[name] == pytest.approx(outcome.measures)
-        assert outcome.measures["n_injected"] == outcome.ranking["is_noise"].sum() == 3
+        assert outcome.measures["n_injected"] == 3
+        assert outcome.ranking["is_noise"].sum() == 2  # cleaning found one
         ranking = pd.read_csv(outcomes["folder"] / name / "audit" / "training_scores.csv")
         for written_path, path in zip(ranking["image_path"], outcome.ranking["image_path"], strict=True):
             assert path.endswith(written_path)
@@ -64,21 +74,29 @@ def test_what_is_named_is_there(outcomes: dict[str, Any]) -> None:
         assert len(list(outcome.heat_maps.rglob("*.png"))) >= 6
 
 
-def test_one_table_with_both_models_and_the_ten_most_suspicious(
-    outcomes: dict[str, Any], capsys: pytest.CaptureFixture
-) -> None:
-    demo._show(outcomes["outcomes"])
-    shown = capsys.readouterr().out
-    first = outcomes["outcomes"]["A"]
-    assert f"{first.measures['noise_AP']:.3f}" in shown
-    assert "12 normal and 3 injected training images" in shown
-    for row in first.ranking.head(10).itertuples():
-        assert (
-            f"{row.rank:4d}  {row.score:.4f}  {'injected' if row.is_noise else 'normal  '}  {row.image_path}" in shown
-        )
-    assert str(first.heat_maps) in shown
-    assert str(first.audit) in shown
-    assert str(first.checkpoint) in shown
+def test_the_page_of_the_folder_comes_before_any_training(outcomes: dict[str, Any]) -> None:
+    said, folder = outcomes["said"], outcomes["folder"] / "folder"
+    assert said.index(str(folder / "index.html")) < said.index("== A") < said.index("== B")
+    scores = pd.read_csv(folder / "training_scores.csv")
+    assert len(scores) == 15
+    assert scores["is_noise"].sum() == 3
+    assert f"noise AP {average_precision_score(scores['is_noise'], scores['score']):.3f}" in said
+    for row in scores.head(10).itertuples():
+        truth = "injected" if row.is_noise else "normal  "
+        assert f"{row.rank:4d}  {row.score:.4f}  {truth}  {row.image_path}" in said
+
+
+def test_models_are_trained_on_what_is_left_and_stand_in_one_table(outcomes: dict[str, Any]) -> None:
+    said = outcomes["said"]
+    suspicious = pd.read_csv(outcomes["folder"] / "folder" / "training_scores.csv")["image_path"][0]
+    for outcome in outcomes["outcomes"].values():
+        assert len(outcome.ranking) == 14
+        assert not outcome.ranking["image_path"].str.endswith(suspicious).any()
+        assert f"{outcome.measures['image_AUROC_overlap']:.3f}" in said
+        for path in (outcome.heat_maps, outcome.audit, outcome.checkpoint):
+            assert str(path) in said
+    assert "12 normal and 3 injected training images" in said
+    assert "trained without the 1 most suspicious" in said
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,4 +116,4 @@ def test_the_demo_that_ships_parses() -> None:
 @pytest.mark.slow
 def test_the_demo_that_ships_runs(tmp_path: Path) -> None:
     config = demo.get_parser().parse_args(["--config", str(CONFIG), "--output", str(tmp_path), "--smoke"])
-    assert set(demo.run(config)) == {"CDD", "Patchcore"}
+    assert set(demo.run(config)) == {"CDD", "CrossPatch", "Patchcore"}
