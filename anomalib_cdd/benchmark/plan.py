@@ -53,6 +53,7 @@ def plan(
     noise_ratios: Sequence[float],
     seeds: Sequence[int],
     measure_every: int | None = None,
+    cleaning: Mapping[str, Entry] | None = None,
 ) -> list[Cell]:
     """Return the cells of a grid, seed by seed.
 
@@ -62,12 +63,15 @@ def plan(
         noise_ratios: Injected images per normal training image.
         seeds: Of the injection and, where a model has a ``seed`` of its own, of the model.
         measure_every: Epochs between measures in the course of a training; ``None`` measures its end alone.
+        cleaning: Before which models, by name, the training set is cleaned, and how: the data sets' ``clean``.
     """
     codes = {name: fingerprint(model["class_path"]) for name, (model, _) in models.items()}
     cells = []
     for seed, name, ratio, model in product(seeds, data, noise_ratios, models):
         config: Entry = copy.deepcopy({"data": data[name], "model": models[model][0], "trainer": models[model][1]})
         config["data"]["init_args"] |= {"noise_ratio": ratio, "noise_seed": seed}
+        if cleaning and model in cleaning:
+            config["data"]["init_args"]["clean"] = cleaning[model]
         if "seed" in config["model"]["init_args"]:
             config["model"]["init_args"]["seed"] = seed
         if measure_every:

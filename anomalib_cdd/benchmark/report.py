@@ -32,8 +32,10 @@ READING = {
     "noise_AP, noise_precision": (
         "How well the ranking of the training images by suspicion finds the injected ones: its average precision, and "
         "the share of injected images among the first n, where n were injected. A ranking by a model's own scores of "
-        "images that it has learned from is marked as in-sample and not compared with the others."
+        "images that it has learned from is marked as in-sample and not compared with the others. Of a training set "
+        "that was cleaned it is the cleaning's ranking."
     ),
+    "kept_normals, noise_left": "Of normal training images the share that cleaning kept, of injected ones the number.",
     "F1_ratio": (
         "F1 of the test images, without overlap, at the default threshold of LabelFreePostProcessor, which comes from "
         "the unlabelled training images, over the best F1 that any threshold reaches (F1_best)."

@@ -15,7 +15,7 @@ import pandas as pd
 SETTINGS = {
     "No overlap": ("image_AUROC", "pixel_AUROC", "AUPRO", "PRO"),
     "Overlap": ("image_AUROC_overlap", "pixel_AUROC_overlap", "AUPRO_overlap", "PRO_overlap"),
-    "Its own noise": ("injected_AUROC", "noise_AP", "noise_precision"),
+    "Its own noise": ("injected_AUROC", "noise_AP", "noise_precision", "kept_normals", "noise_left"),
     "Threshold without labels": (
         "F1",
         "F1_best",
@@ -29,7 +29,15 @@ SETTINGS = {
     "Training": ("steps", "fit_seconds"),
 }
 # of these more is not better
-UNRANKED = {"F1_best", "false_alarms", "false_alarm_rate", "pixel_false_alarms", "pixel_false_alarm_rate"}
+UNRANKED = {
+    "kept_normals",
+    "noise_left",
+    "F1_best",
+    "false_alarms",
+    "false_alarm_rate",
+    "pixel_false_alarms",
+    "pixel_false_alarm_rate",
+}
 UNRANKED |= set(SETTINGS["Training"])
 # how well the ranking of the training images finds the bad ones
 OF_RANKING = ("noise_AP", "noise_precision")

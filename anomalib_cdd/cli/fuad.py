@@ -3,6 +3,8 @@
 """``anomalib-cdd fuad``: models compared on training data that is not clean, models x data x noise ratios x seeds."""
 
 import copy
+import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from anomalib_cdd.benchmark.driver import GridError
 from anomalib_cdd.benchmark.plan import Cell, plan
 from anomalib_cdd.benchmark.records import CELLS, is_done, read_record
 from anomalib_cdd.cli.entries import Components, ConfigError, Entry, build, resolve_data, resolve_model
+from anomalib_cdd.data.clean import Cleaning
 
 # What the grid itself sets, and from which of its keys.
 SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "models": {"seed": "seeds"}}
@@ -29,7 +32,11 @@ def get_parser() -> ArgumentParser:
     parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="Seeds of injection and training.")
     parser.add_argument("--noise_ratios", type=list[float], default=[0.1], help="Injected per normal training image.")
     parser.add_argument("--data", type=dict[str, dict], help="Data sets by name: class_path, init_args.")
-    parser.add_argument("--models", type=dict[str, dict], help="Models by name: class_path, init_args, trainer.")
+    parser.add_argument(
+        "--models",
+        type=dict[str, dict],
+        help="Models by name: class_path, init_args, trainer; clean, as of a data set, for this model alone.",
+    )
     parser.add_argument("--data_root", type=str | None, help="Replaces ${data_root} in the data sets' init_args.")
     parser.add_argument(
         "--measure_every", type=int | None, help="Also measure every so many epochs, in the course of a training."
@@ -96,15 +103,25 @@ def cells_of(config: Namespace) -> list[Cell]:
     if config.workers is not None and config.ray_address is not None:
         msg = "workers are of this machine; a cluster at ray_address runs as many cells as it has room for. Give one."
         raise ConfigError(msg)
-    data, models = {}, {}
+    data, models, cleaning = {}, {}, {}
     for name, entry in config.data.items():
         _refuse_set_by_grid("data", name, entry)
         data[name] = resolve_data(f"data.{name}", entry)
         fill_data_root(data[name], config.data_root, f"data.{name}")
     for name, entry in config.models.items():
         _refuse_set_by_grid("models", name, entry)
-        models[name] = resolve_model(f"models.{name}", entry)
-    return plan(data, models, config.noise_ratios, config.seeds, config.measure_every)
+        if entry.get("clean") is not None:
+            cleaning[name] = _resolve_cleaning(f"models.{name}", entry["clean"])
+        models[name] = resolve_model(f"models.{name}", {key: entry[key] for key in entry if key != "clean"})
+    return plan(data, models, config.noise_ratios, config.seeds, config.measure_every, cleaning)
+
+
+def _resolve_cleaning(name: str, clean: Any) -> Entry:
+    try:
+        return json.loads(json.dumps(asdict(Cleaning(**clean))))
+    except (TypeError, ValueError) as error:
+        msg = f"{name}.clean: {error}"
+        raise ConfigError(msg) from error
 
 
 def build_cell(config: dict[str, Any], data_root: str | None = None) -> Components:

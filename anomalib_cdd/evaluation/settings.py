@@ -15,7 +15,7 @@ import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.models import AnomalibModule
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score
 
 from anomalib_cdd.evaluation.measures import NAN, aupro, auroc, pro_per_image
@@ -40,7 +40,9 @@ class Evaluation:
             ``noise_precision`` (at as many images as were injected) without injected images, pixel measures without
             masks or maps, everything without both normal and anomalous test images. ``out_of_sample`` is 1 where
             the ranking is by scores of what has not learned from the images, else 0: a ``noise_AP`` of one kind says
-            nothing beside one of the other.
+            nothing beside one of the other. Where the training set was cleaned, ``noise_AP`` and ``noise_precision``
+            are of the cleaning's ranking of all its images, not of the model's of what was left, and there are
+            ``kept_normals``, a share, and ``noise_left``, a number of images.
     """
 
     clean: Predictions
@@ -92,18 +94,33 @@ def evaluate(
     if ranking is None:
         ranking = training_ranking(model, datamodule, device=device, progress=progress)
     measures = setting_measures(clean, injected)
-    measures["noise_AP"] = measures["noise_precision"] = NAN
-    if "is_noise" in ranking and ranking["is_noise"].any():
-        measures["noise_AP"] = float(average_precision_score(ranking["is_noise"], ranking["score"]))
-        measures["noise_precision"] = float(ranking["is_noise"].head(int(ranking["is_noise"].sum())).mean())
+    cleaned = getattr(datamodule, "cleaned", None)
+    if cleaned is not None:
+        measures |= _noise_found(cleaned.scores, cleaned.is_noise)
+        left = NAN if cleaned.noise_left is None else float(cleaned.noise_left)
+        measures |= {"kept_normals": cleaned.kept_normals, "noise_left": left}
+    else:
+        measures |= _noise_found(ranking["score"].to_numpy(), ranking.get("is_noise"))
     measures |= {
-        "out_of_sample": float(ranking["out_of_sample"].all()),
+        "out_of_sample": float(cleaned is not None or ranking["out_of_sample"].all()),
         "n_train": len(ranking),
         "n_injected": len(injected),
         "n_test_normal": int((clean.labels == 0).sum()),
         "n_test_anomalous": int((clean.labels == 1).sum()),
     }
     return Evaluation(clean, injected, ranking, measures)
+
+
+def _noise_found(scores: NDArray[np.floating], is_noise: ArrayLike | None) -> dict[str, float]:
+    """Return average precision of finding the noise, and precision at as many images as there are of it."""
+    noise = np.zeros(len(scores), dtype=bool) if is_noise is None else np.asarray(is_noise, dtype=bool)
+    if not noise.any():
+        return {"noise_AP": NAN, "noise_precision": NAN}
+    first = np.argsort(-scores, kind="stable")[: noise.sum()]
+    return {
+        "noise_AP": float(average_precision_score(noise, scores)),
+        "noise_precision": float(noise[first].mean()),
+    }
 
 
 def setting_measures(clean: Predictions, injected: Predictions) -> dict[str, float]:

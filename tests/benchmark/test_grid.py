@@ -113,6 +113,24 @@ def test_a_grid_ends_in_measures_of_every_cell(make: Make, tmp_path: Path, capsy
     assert results["false_alarm_rate"].eq(0.05).all()
 
 
+def test_the_same_model_with_and_without_cleaning(make: Make, tmp_path: Path) -> None:
+    padim = with_args(PADIM, pre_processor=SMALL)
+    clean = {"share": 0.25, "backbone": "resnet18", "pre_trained": False, "image_size": [32, 32]}
+    config = make(models={"padim": padim, "cleaned": {**padim, "clean": clean}}, seeds=[0])
+    assert fuad.run(config) == 0
+    results = pd.read_csv(tmp_path / "out" / "results.csv").set_index("model")
+    results = results.loc[["padim", "cleaned"]]
+    assert results["n_train"].tolist() == [9, 7]
+    assert results["n_injected"].tolist() == [3, 3]
+    assert np.isnan(results.loc["padim", "kept_normals"])
+    left, kept = results.loc["cleaned", "noise_left"], 6 * results.loc["cleaned", "kept_normals"]
+    assert left + kept == pytest.approx(7)
+    assert results["out_of_sample"].tolist() == [0, 1]  # the cleaning's ranking
+    config = json.loads(results.loc["cleaned", "config"])
+    assert config["data"]["init_args"]["clean"]["share"] == 0.25
+    assert json.loads(results.loc["padim", "config"])["data"]["init_args"]["clean"] is None
+
+
 @pytest.mark.parametrize(("is_fast", "taken"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_bf16_is_taken_where_it_is_fast_and_the_results_say_which(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fast: bool, taken: str
@@ -238,6 +256,9 @@ def test_the_seed_reaches_injection_and_model(make: Make) -> None:
         ({"models": {"padim": {**PADIM, "trainer": {"max_epoch": 1}}}}, "models.padim.*max_epoch"),
         ({"models": {"padim": {**PADIM, "trainr": {}}}}, "models.padim: unknown key 'trainr'"),
         ({"models": {"padim": {"init_args": {}}}}, "models.padim: no class_path"),
+        ({"models": {"padim": {**PADIM, "clean": {"shar": 0.1}}}}, "models.padim.clean.*shar"),
+        ({"models": {"padim": {**PADIM, "clean": {"share": 2}}}}, "models.padim.clean.*share.*2"),
+        ({"models": {"padim": {**PADIM, "clean": "share"}}}, "models.padim.clean"),
         ({"models": {"x": {"class_path": "anomalib.models.Padimm"}}}, "models.x.*Padimm"),
         ({"models": {}}, "'models' is empty"),
         ({"data": {"tiles": with_args(TILES, categori="bottle")}}, "data.tiles.*categori"),
