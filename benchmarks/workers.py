@@ -20,7 +20,7 @@ from .measuring import Comparison, clock, environment
 
 IMAGES, SIDE = 24, 64
 CELLS = 12
-TIMED = {"started", "fit_seconds", "wall_seconds"}
+TIMED = {"started", "fit_seconds", "inference_seconds", "wall_seconds"}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from .records import Record
 from .revision import commit
 
 BF16, FP32 = "bf16-mixed", "32-true"
+TIMED_BATCHES = 5
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 Components = tuple[AnomalibDataModule, AnomalibModule, dict[str, Any]]
@@ -45,6 +47,7 @@ class Trained(NamedTuple):
     measures: dict[str, float]
     course: list[dict[str, Any]]
     fit_seconds: float
+    inference_seconds: float
     precision: str
     arrays: scores.Arrays
 
@@ -78,6 +81,7 @@ def run_cell(
         "measures": _without_nan(trained.measures) if trained else {},
         "course": list(map(_without_nan, trained.course)) if trained else [],
         "fit_seconds": round(trained.fit_seconds, 2) if trained else None,
+        "inference_seconds": round(trained.inference_seconds, 5) if trained else None,
         "wall_seconds": round(time.perf_counter() - start, 2),
         "environment": _environment() | {"precision": trained.precision if trained else _precision(cell)},
         "key": cell.key,
@@ -94,6 +98,7 @@ def lost_record(cell: Cell, error: str, trace: str = "") -> Record:
         "measures": {},
         "course": [],
         "fit_seconds": None,
+        "inference_seconds": None,
         "wall_seconds": 0.0,
         "environment": {"anomalib_cdd": __version__, "commit": commit()},
         "key": cell.key,
@@ -137,9 +142,25 @@ def _train_and_measure(cell: Cell, build: Build, runs: Path | None, examples: bo
         measures | scores.threshold_measures(evaluation, model, datamodule),
         points,
         fit_seconds,
+        inference_seconds(model, datamodule),
         engine.trainer.precision,
         scores.cell_scores(evaluation, model, datamodule, examples),
     )
+
+
+@torch.no_grad()
+def inference_seconds(model: AnomalibModule, datamodule: AnomalibDataModule) -> float:
+    """Return the seconds an image that the model takes in fp32 for a batch of test images, the median of some."""
+    images = next(iter(datamodule.test_dataloader())).image.to(model.device)
+    model.eval()
+    seconds = []
+    for _ in range(1 + TIMED_BATCHES):
+        start = time.perf_counter()
+        model(images)
+        if images.device.type != "cpu":
+            torch.accelerator.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:]) / len(images)
 
 
 def _without_nan(measures: dict[str, Any]) -> dict[str, Any]:

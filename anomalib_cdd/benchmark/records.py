@@ -77,6 +77,7 @@ def results_of(cells: Sequence[Cell], records: Sequence[Record | None]) -> pd.Da
             "status": record["status"],
             **record["measures"],
             "fit_seconds": record["fit_seconds"],
+            "inference_seconds": record.get("inference_seconds"),
             "wall_seconds": record["wall_seconds"],
             "error": record.get("error"),
             **record["environment"],

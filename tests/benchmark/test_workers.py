@@ -78,7 +78,7 @@ def test_workers_leave_what_one_process_leaves(make: Make, tmp_path: Path, capsy
             assert [name for name in a.files if a[name].tobytes() != b[name].tobytes()] == []
             assert a.files == b.files
     of_one, of_two = (pd.read_csv(tmp_path / name / "results.csv") for name in ("one", "two"))
-    timed = ["fit_seconds", "wall_seconds"]
+    timed = ["fit_seconds", "inference_seconds", "wall_seconds"]
     pd.testing.assert_frame_equal(of_one.drop(columns=timed), of_two.drop(columns=timed), check_exact=True)
     assert [len(each) for each in lines.values()] == [4, 4]
     assert [line[:6] for line in lines["two"]] == [f"[{n}/4] " for n in (1, 2, 3, 4)]
