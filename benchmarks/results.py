@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of results: ``python -m benchmarks.results`` makes docs/results.md and its picture of a grid's results.csv.
 
-Nothing on the page is written by hand: other rows make other tables, another picture and other advice.
+Nothing on the page is written by hand: other rows make other tables, another picture and other advice. The curves of
+learning and forgetting that docs/training.md shows are made beside, of the curves.csv of a grid of long trainings.
 """
 
 import argparse
@@ -20,12 +21,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from anomalib_cdd.benchmark.plots import PAD, PANELS_A_ROW, Style, styles
+from anomalib_cdd.benchmark.plots import EPOCH_CURVES, PAD, PANELS_A_ROW, Style, curves, styles
 from anomalib_cdd.benchmark.tables import finished
 from anomalib_cdd.training.files import written_whole
 
 ROOT = Path(__file__).parents[1]
-RESULTS = "experiments/fuad/results.csv"
+RESULTS = "experiments/four_sets/results.csv"
+COURSE = "experiments/small_sets/curves.csv"
 RATIO = 0.1
 X, Y = "noise_AP", "image_AUROC_overlap"
 INFERENCE = "inference_seconds"
@@ -270,25 +272,38 @@ def _looks(cells: pd.DataFrame, style: Style) -> dict[str, Any]:
     return {"marker": style.marker, "facecolor": face, "edgecolor": style.colour, "linewidth": 1.6}
 
 
+def course(points: pd.DataFrame) -> dict[str, Figure]:
+    """Draw the measures of each data set over the epochs, by the data set's name."""
+    look = styles(points["model"].unique().tolist())
+    return {str(data): curves(group, look, "epoch", EPOCH_CURVES) for data, group in points.groupby("data", sort=False)}
+
+
 def fingerprint(path: Path) -> str:
     """Return the hash by which a picture says which results it shows."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page and the picture."""
+    """Write the page and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default=RESULTS, help="results.csv of a grid, relative to the repository")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of results.md and results.svg")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of results.md and the pictures")
+    parser.add_argument("--course", default=COURSE, help="curves.csv of a grid, relative to the repository")
     options = parser.parse_args(arguments)
     done = read(ROOT / options.results)
-    metadata = {"Date": None, "Description": fingerprint(ROOT / options.results)}
-    with written_whole(options.output / "results.svg") as draft, rc_context({"svg.hashsalt": "results"}):
-        picture(done).savefig(draft, format="svg", facecolor="white", metadata=metadata)
+    _save(picture(done), options.output / "results.svg", ROOT / options.results)
+    for data, figure in course(pd.read_csv(ROOT / options.course)).items():
+        _save(figure, options.output / f"learning_{data}.svg", ROOT / options.course)
     with written_whole(options.output / "results.md") as draft:
         draft.write_text(page(done, options.results), encoding="utf-8")
     print(f"{options.output / 'results.md'} and results.svg: {len(done)} cells")
     return 0
+
+
+def _save(figure: Figure, path: Path, source: Path) -> None:
+    metadata = {"Date": None, "Description": fingerprint(source)}
+    with written_whole(path) as draft, rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(draft, format="svg", facecolor="white", metadata=metadata)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from anomalib.data import Batch
 from anomalib.models.components import MemoryBankMixin
 from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -66,7 +67,7 @@ class PatchFile:
 class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
     """Mixin before ``AnomalibModule`` for a model that keeps patches of the training images.
 
-    The model's ``model`` has ``patches(images)``, shape ``(B, C, h, w)``, and a
+    The model's ``model`` has ``patches(images)``, shape ``(B, C, h, w)``, and, where :meth:`judge` is not its own, a
     :class:`~anomalib_cdd.teachers.bank.PatchBank` as ``bank``.
     """
 
@@ -88,7 +89,7 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
             grid: Height and width of the grid of an image's P patches.
 
         Returns:
-            The image, 0 to N - 1, that each patch of the bank is from, shape ``(M,)``.
+            What :meth:`judge` has to know: the image, 0 to N - 1, that each patch of the bank is from, shape ``(M,)``.
         """
         raise NotImplementedError
 
@@ -157,21 +158,30 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         order = sorted(range(len(paths)), key=paths.__getitem__)
         mapped = self._patch_file.images()
         images = [mapped[place] for place in order]
-        owners = self.fill(images, grid).to(self.device)
-        self._judge(images, owners, [paths[place] for place in order], grid)
+        scores = self.judge(images, self.fill(images, grid).to(self.device), grid)
+        self._report = None if scores is None else TrainingReport([paths[place] for place in order], scores)
         self._forget_patches()
 
-    def _judge(self, images: list[Tensor], owners: Tensor, paths: list[str], grid: tuple[int, int]) -> None:
-        """Set the bank's scale, and report what it says of each image without the image's own patches."""
+    def judge(self, images: list[Tensor], known: Tensor, grid: tuple[int, int]) -> NDArray[np.float32] | None:
+        """Set the bank's scale, and score each image without the image's own patches.
+
+        Args:
+            images: As in :meth:`fill`.
+            known: What that returned.
+            grid: As in :meth:`fill`.
+
+        Returns:
+            Shape ``(N,)``, or ``None`` where there is nobody to judge an image.
+        """
         bank = self.model.bank
         bar = tqdm(images, desc="training images without their own patches", leave=False)
-        found = [bank.distances(self.vectors(image, grid), owners != number) for number, image in enumerate(bar)]
+        found = [bank.distances(self.vectors(image, grid), known != number) for number, image in enumerate(bar)]
         distances = torch.stack(found)
-        known = distances[distances.isfinite()]
-        mean = known.mean() if len(known) else known.new_zeros(())
+        finite = distances[distances.isfinite()]
+        mean = finite.mean() if len(finite) else finite.new_zeros(())
         bank.scale.fill_(mean if mean > 0 else 1.0)
-        scores = [float(bank.anomaly_map(each.view(1, 1, *grid), self.image_size).max()) for each in distances]
-        self._report = TrainingReport(paths, np.array(scores, dtype=np.float32))
+        maps = (bank.anomaly_map(each.view(1, 1, *grid), self.image_size) for each in distances)
+        return np.array([float(each.max()) for each in maps], dtype=np.float32)
 
     def training_report(self) -> TrainingReport | None:
         """Return the scores of the training images by all patches of the bank but the image's own."""

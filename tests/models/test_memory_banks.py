@@ -19,11 +19,11 @@ from lightning.pytorch import seed_everything
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_cdd import InReach, MVTecNoisy, SoftPatch
+from anomalib_cdd import CrossPatch, InReach, MVTecNoisy, SoftPatch
 
 # OpenVINO computes in bf16 where the processor can
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
-MODELS = [SoftPatch, InReach]
+MODELS = [CrossPatch, SoftPatch, InReach]
 PYPI = {"backbone": "efficientnet_lite0_pypi", "pre_trained": True}
 
 
@@ -50,6 +50,10 @@ def fitted(kind: type[AnomalibModule], root: Path, folder: Path, data: Any = Non
     model = make_model(kind, post_processor=False, **options)
     make_engine(folder).fit(model, datamodule=make_data(root) if data is None else data)
     return model
+
+
+def bank_of(model: Any) -> torch.Tensor:
+    return getattr(model.model, "bank", model.model).memory_bank
 
 
 @torch.no_grad()
@@ -88,7 +92,7 @@ def test_five_images_are_fitted_tested_validated_and_resumed(trained: Trained, t
     trained.engine.validate(trained.model, datamodule=trained.data)
     resumed = make_model(trained.kind)
     make_engine(tmp_path).train(resumed, datamodule=trained.data, ckpt_path=trained.checkpoint)
-    assert torch.equal(resumed.model.bank.memory_bank, trained.model.model.bank.memory_bank)
+    assert torch.equal(bank_of(resumed), bank_of(trained.model))
     assert trained.engine.predict(resumed, datamodule=trained.data, ckpt_path=trained.checkpoint)
 
 
@@ -131,7 +135,7 @@ def test_a_second_fit_makes_a_new_bank(kind: type[AnomalibModule], mvtec_root: P
     model = fitted(kind, mvtec_root, tmp_path, make_data(mvtec_root, max_normal=4))
     make_engine(tmp_path / "second").fit(model, datamodule=make_data(mvtec_root, max_normal=8))
     again = fitted(kind, mvtec_root, tmp_path / "fresh", make_data(mvtec_root, max_normal=8))
-    assert model.model.bank.memory_bank.shape == again.model.bank.memory_bank.shape
+    assert bank_of(model).shape == bank_of(again).shape
     assert len(model.training_report().scores) == 10
 
 

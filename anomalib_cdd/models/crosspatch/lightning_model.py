@@ -7,32 +7,27 @@ image is a domain, and no single one can vouch for the defect that it shows.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
-from anomalib import LearningType
-from anomalib.data import Batch
 from anomalib.metrics import Evaluator
-from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates, parts_of
 from anomalib_cdd.teachers.patches import PatchExtractor, coreset
 from anomalib_cdd.training.defaults import LabelFreeDefaults
-from anomalib_cdd.training.precision import full_precision
-from anomalib_cdd.training.report import TrainingReport
+from anomalib_cdd.training.memory_bank import FillsMemoryBank
 
 from .torch_model import CrossPatchModel
 
 
-class CrossPatch(LabelFreeDefaults, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
+class CrossPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """CrossPatch: patches of the training images, and the k-th nearest image decides.
 
     Patchcore with three differences: the bank is kept image by image, each image's coreset is its own (one over all
@@ -95,37 +90,27 @@ class CrossPatch(LabelFreeDefaults, MemoryBankMixin, AnomalibModule):  # type: i
         self.model: CrossPatchModel = CrossPatchModel(
             PatchExtractor(backbone, layers, pre_trained, weights), agreeing_images
         )
-        self._patches: list[Tensor] = []
-        self._paths: list[str] = []
-        self._image_size: tuple[int, int] = (0, 0)
-        self._report: TrainingReport | None = None
 
-    # ------------------------------------------------------------------------------------------ the method
+    @property
+    def keeps_patches(self) -> bool:  # type: ignore[override]
+        """Whether a training image finds its own patches and nothing else: with two, another one is asked."""
+        return self.model.agreeing_images == 1
 
-    @torch.no_grad()
-    def fit(self) -> None:
-        """Make the bank of the patches that were seen, then ask it about each image without its own.
+    def fill(self, images: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Fill the bank, image by image; see :meth:`FillsMemoryBank.fill`.
 
-        Raises:
-            ValueError: If no patches were seen.
+        Returns:
+            Which images of the bank show another part than each training image, shape ``(N, M)``.
         """
-        if not self._patches:
-            msg = "CrossPatch has seen no training image yet: validate after an epoch, not within it."
-            raise ValueError(msg)
-        grids = torch.cat(self._patches)
-        images = grids.flatten(2).mT
-
         # each image is a domain; near-duplicates share one
-        features = centre(torch.cat([describe(grid[None].float()) for grid in grids]).numpy())
+        features = centre(torch.cat([describe(image.float().T.reshape(1, -1, *grid)) for image in images]).numpy())
         domain = parts_of(len(images), near_duplicates(features))
-        banked, count = self._shares(np.unique(domain), images.shape[1])
-        chosen = [images[row].to(self.device).float() for row in tqdm(banked, desc="coresets", leave=False)]
+        banked, count = self._shares(np.unique(domain), len(images[0]))
+        chosen = [self.vectors(images[row], grid) for row in tqdm(banked, desc="coresets", leave=False)]
         self.model.memory_bank = torch.stack([patches[coreset(patches, count)] for patches in chosen])
+        return torch.from_numpy(domain[:, None] != domain[banked])
 
-        self._judge_training_images(images, torch.from_numpy(domain[:, None] != domain[banked]), grids.shape[-2:])
-        self._patches, self._paths = [], []
-
-    def _shares(self, images: np.ndarray, patches: int) -> tuple[np.ndarray, int]:
+    def _shares(self, images: NDArray[np.int64], patches: int) -> tuple[NDArray[np.int64], int]:
         """Return which images the bank keeps, and how many patches of each."""
         options = self.hparams
         count = max(1, round(options["coreset_sampling_ratio"] * patches))
@@ -136,124 +121,20 @@ class CrossPatch(LabelFreeDefaults, MemoryBankMixin, AnomalibModule):  # type: i
             images = np.sort(np.random.default_rng(options["seed"]).choice(images, limit, replace=False))
         return images, limit // len(images)
 
-    def _judge_training_images(self, images: Tensor, others: Tensor, grid: Sequence[int]) -> None:
-        """Set the scale, and report what the other images say of each.
-
-        Args:
-            images: Patches ``(N, P, d)``.
-            others: Which images of the bank show another part than an image, shape ``(N, M)``.
-            grid: Height and width of the patch grid.
-        """
-        if not others.any(dim=1).all():  # one image, or near-duplicates of one
-            return
-        bank = self.model.memory_bank
-        found = [
-            self.model.distances(patches.to(self.device).float(), bank[known.to(self.device)])
-            for patches, known in zip(tqdm(images, desc="asking the other images", leave=False), others, strict=True)
-        ]
-        distances = torch.stack(found)
+    def judge(self, images: list[Tensor], known: Tensor, grid: tuple[int, int]) -> NDArray[np.float32] | None:
+        """Score each image by the images that show another part; ``None`` where all are near-duplicates of one."""
+        if not known.any(dim=1).all():
+            return None
+        bank, bar = self.model.memory_bank, tqdm(images, desc="asking the other images", leave=False)
+        distances = torch.stack(
+            [
+                self.model.distances(self.vectors(image, grid), bank[others])
+                for image, others in zip(bar, known, strict=True)
+            ]
+        )
         self.model.scale = distances.median().clamp_min(torch.finfo(distances.dtype).tiny)
-        maps = [self.model.anomaly_map(each.view(1, *grid), self._image_size) for each in distances]
-        scores = np.array([float(each.amax()) for each in maps], dtype=np.float32)
-        if len(self._paths) == len(scores):
-            self._report = TrainingReport(self._paths, scores)
-
-    def training_report(self) -> TrainingReport | None:
-        """Return the scores of the training images by the patches of the other images, near-duplicates left out.
-
-        ``None`` before a fit, where there is one image only, or where the images have no paths.
-        """
-        return self._report
-
-    # ------------------------------------------------------------------------------------------ Lightning
-
-    def on_train_epoch_start(self) -> None:
-        """Begin a new bank."""
-        self._is_fitted = torch.tensor([False], device=self.device)
-        self._patches, self._paths, self._report = [], [], None
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Remember the patches of a batch.
-
-        Args:
-            batch: Images of shape ``(B, 3, H, W)``, normalised.
-            batch_idx: Index of the batch.
-
-        Returns:
-            Zero: there is nothing to optimise.
-
-        Raises:
-            ValueError: If the images have another size than those before.
-        """
-        del batch_idx
-        images: Any = batch.image
-        size = (int(images.shape[-2]), int(images.shape[-1]))
-        if self._patches and size != self._image_size:
-            msg = f"Training images of {size} and {self._image_size} pixels: resize them to one size, pre_processor."
-            raise ValueError(msg)
-        self._image_size = size
-        with torch.no_grad(), full_precision(self.device.type):
-            self._patches.append(self.model.patches(images.to(self.dtype)).half().cpu())
-        self._paths += [str(path) for path in getattr(batch, "image_path", None) or []]
-        return torch.tensor(0.0, requires_grad=True, device=self.device)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """Score a batch.
-
-        Args:
-            batch: Images of shape ``(B, 3, H, W)``, normalised.
-            batch_idx: Index of the batch.
-
-        Returns:
-            The batch with anomaly maps and scores.
-        """
-        del batch_idx
-        return batch.update(**self.model(batch.image)._asdict())
-
-    @staticmethod
-    def configure_optimizers() -> None:
-        """Nothing is optimised."""
-        return
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the report."""
-        super().on_save_checkpoint(checkpoint)
-        if self._report is not None:
-            scores = torch.from_numpy(self._report.scores)
-            checkpoint["training_report"] = {"image_paths": self._report.image_paths, "scores": scores}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the report back."""
-        super().on_load_checkpoint(checkpoint)
-        report = checkpoint.get("training_report")
-        self._report = None if report is None else TrainingReport(report["image_paths"], report["scores"].numpy())
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> "CrossPatch":  # type: ignore[override]
-        """Load a model; the teacher's weights come from the checkpoint, so that nothing is fetched.
-
-        Args:
-            checkpoint_path: A checkpoint that Lightning wrote.
-            kwargs: Constructor arguments to override, and those of anomalib's ``load_from_checkpoint``.
-        """
-        model = super().load_from_checkpoint(checkpoint_path, **{"pre_trained": False, "weights": None, **kwargs})
-        return cast("CrossPatch", model)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle what inference needs: anomalib's torch export pickles the whole module."""
-        return super().__getstate__() | {"_patches": [], "_paths": [], "_report": None}
-
-    # ------------------------------------------------------------------------------------------ anomalib
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """One pass over the images, on one device."""
-        return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class: there are no labels in training."""
-        return LearningType.ONE_CLASS
+        maps = (self.model.anomaly_map(each.view(1, *grid), self.image_size) for each in distances)
+        return np.array([float(each.amax()) for each in maps], dtype=np.float32)
 
 
 def _check_options(coreset_sampling_ratio: float, agreeing_images: int, max_patches: int | None) -> None:

@@ -11,6 +11,7 @@ from anomalib.models.components import DynamicBufferMixin, GaussianBlur2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anomalib_cdd.teachers.mixing import in_tiles
 from anomalib_cdd.teachers.patches import DIMENSIONS, PatchExtractor, nearest_distances, random_projection
 from anomalib_cdd.training.precision import full_precision
 
@@ -50,10 +51,12 @@ class CrossPatchModel(DynamicBufferMixin, nn.Module):
 
     def patches(self, images: Tensor) -> Tensor:
         """Return projected patches of normalised images ``(B, 3, H, W)``, shape ``(B, d, h, w)``."""
-        found = self.extractor(self.tiler.tile(images) if self.tiler else images)
-        if self.tiler:
-            found = self.tiler.untile(found)
-        return (found.permute(0, 2, 3, 1) @ self.projection).permute(0, 3, 1, 2)
+        return in_tiles(self.tiler, images, self._patches, self.extractor.teacher.levels[self.extractor.first].stride)
+
+    def _patches(self, images: Tensor) -> Tensor:
+        # distances are differences of large numbers: not in half precision
+        with full_precision(images.device.type):
+            return (self.extractor(images).permute(0, 2, 3, 1) @ self.projection).permute(0, 3, 1, 2)
 
     def distances(self, patches: Tensor, bank: Tensor) -> Tensor:
         """Return each patch's distance to its nearest patch in the k-th nearest image.
@@ -96,7 +99,6 @@ class CrossPatchModel(DynamicBufferMixin, nn.Module):
         if not len(self.memory_bank):
             msg = "CrossPatch has no memory bank: fit it, or load a checkpoint, before it scores images."
             raise RuntimeError(msg)
-        # distances are differences of large numbers: not in half precision
         with full_precision(images.device.type):
             patches = self.patches(images.to(self.memory_bank.dtype))
             rows = patches.permute(0, 2, 3, 1).flatten(0, 2)
