@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is in a file, it is read, or refused in one line that names it: 1,000 seeded cases.
+"""Whatever is in a file, it is read, or refused in one line that names it: 1,000 seeded cases, FUZZ_SCALE times.
 
 The exceptions are those that the readers document; a KeyError or a library's own says nothing to whoever has the file.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -26,13 +27,14 @@ from anomalib_cdd.benchmark.plan import Cell
 from anomalib_cdd.cli.entries import ConfigError
 from anomalib_cdd.data import FolderNoisy
 from anomalib_cdd.data.elpv import make_elpv_dataset
-from anomalib_cdd.data.manifest import read_exclude_list, read_manifest
+from anomalib_cdd.data.manifest import read_exclude_list, read_manifest, read_review
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 # as they are: a UnicodeDecodeError or a JSONDecodeError is a ValueError too, and says little
+SCALE = int(os.environ.get("FUZZ_SCALE", "1"))
 DOCUMENTED = {ValueError, OSError, FileNotFoundError, ConfigError}
 
 
@@ -67,7 +69,7 @@ def fuzz(
 
 def mutated(content: bytes, count: int, kinds: Any, seed: int) -> Iterator[bytes]:
     rng = random.Random(seed)
-    return (mutate(content, rng, kinds) for _ in range(count))
+    return (mutate(content, rng, kinds) for _ in range(count * SCALE))
 
 
 # --- images
@@ -116,7 +118,7 @@ def test_images(folder: FolderNoisy, tmp_path: Path) -> None:
     source = images()
     counts = fuzz(
         tmp_path / "parts" / "b.png",
-        (next(source) for _ in range(400)),
+        (next(source) for _ in range(400 * SCALE)),
         lambda: folder.train_data[1].image,
         lambda image: image.shape[0] == 3 and image.dtype == torch.float32 and 0 <= image.min() <= image.max() <= 1,
     )
@@ -171,6 +173,20 @@ def test_exclude_lists(tmp_path: Path) -> None:
         lambda names: all(isinstance(name, str) for name in names),
     )
     assert min(counts.values()) > 20
+
+
+def test_reviews(tmp_path: Path) -> None:
+    path = tmp_path / "review.json"
+    content = json.dumps({"images": {"good/000.png": "bad", 'odd, "name".png': "good", "ü.png": "bad"}}).encode()
+    words = (b"null", b"[]", b"{}", b"1", b'"unseen"', b'"Bad"')
+    kinds = (*TEXT, lambda text, rng: text.replace(rng.choice([b'"bad"', b'"good"', b"{"]), rng.choice(words), 1))
+    counts = fuzz(
+        path,
+        mutated(content, 100, kinds, 6),
+        lambda: read_review(path),
+        lambda review: all(isinstance(name, str) and verdict in {"good", "bad"} for name, verdict in review.items()),
+    )
+    assert min(counts.values()) > 5
 
 
 def test_labels_of_solar_cells(tmp_path: Path) -> None:

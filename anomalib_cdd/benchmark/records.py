@@ -52,7 +52,9 @@ def read_record(output: Path, cell: Cell) -> Record | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = None
-    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in FIELDS.items())
+    whole = isinstance(record, dict) and all(
+        name in record and isinstance(record[name], kind) for name, kind in FIELDS.items()
+    )
     if not whole or record["key"] != cell.key:
         logger.warning("%s is not the whole record of its cell, which runs again.", path)
         return None

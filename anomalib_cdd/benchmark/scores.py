@@ -25,6 +25,8 @@ Arrays = dict[str, NDArray[Any]]
 
 PIXEL_BINS = 1024
 EXAMPLES = 5
+# numpy quotes the bytes that it could not make sense of
+LONGEST_REASON = 200
 
 
 def cell_scores(
@@ -145,6 +147,6 @@ def load(path: Path) -> Arrays | None:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # its bytes may lead to anything
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
         msg = f"{path} cannot be read as a cell's scores ({type(error).__name__}: {reason})"
         raise ValueError(msg) from error

@@ -9,7 +9,7 @@ EU PVSEC 2018; https://github.com/zae-bayern/elpv-dataset, CC BY-NC-SA 4.0. 300 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import pandas as pd
@@ -108,13 +108,19 @@ def _read_labels(path: Path) -> pd.DataFrame:
         msg = f"the labels {path} cannot be read ({error})"
         raise ValueError(msg) from error
     for number, row in enumerate(rows, start=1):
-        if len(row) != len(LABELS) or row[2] not in {"mono", "poly"} or not _is_probability(row[1]) or "\0" in row[0]:
+        is_row = len(row) == len(LABELS) and row[2] in {"mono", "poly"} and _is_probability(row[1])
+        if not (is_row and _is_below(row[0])):
             msg = f"the labels {path}: row {number} is not '<image> <probability> <mono|poly>': {' '.join(row)[:80]!r}"
             raise ValueError(msg)
     if not rows:
         msg = f"the labels {path}: they list no image"
         raise ValueError(msg)
     return pd.DataFrame(rows, columns=LABELS).astype({"probability": float})
+
+
+def _is_below(name: str) -> bool:
+    """Return whether a path stays in the folder that it is relative to."""
+    return "\0" not in name and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
 
 
 def _is_probability(text: str) -> bool:

@@ -54,9 +54,17 @@ def readable_checkpoint(path: str | Path, model: str = "this model") -> Iterator
         msg = f"Checkpoint {path} is damaged: it ends too early."
         raise ValueError(msg) from error
     except RuntimeError as error:
+        if "loading state_dict" in str(error):
+            msg = f"Checkpoint {path} is not of {model} ({' '.join(str(error).split())[:400]})."
+            raise ValueError(msg) from error
         if "zip archive" not in str(error) and "PytorchStreamReader" not in str(error):
             raise
         msg = f"Checkpoint {path} is damaged ({_first_line(error)})."
+        raise ValueError(msg) from error
+    except OSError as error:
+        if str(path) in str(error):
+            raise
+        msg = f"Checkpoint {path} is damaged ({_first_line(error)})."  # it leads to places before the file's beginning
         raise ValueError(msg) from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # what is in it has another shape
         if str(path) in str(error):

@@ -9,7 +9,8 @@ own, and what cannot be read is an error with its path. anomalib reads by ``conv
 import logging
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ MOST_LABELS = 32
 # Pillow's names of what a file holds; BGR;16 is not among them: five or six bits a channel
 DEEP_COLOUR = re.compile("(RGB[AXa]?|LA|[RGBA]);16[BLN]?")
 
-_opening = threading.Lock()  # Pillow's limit is one for the process
+_decoding = threading.Lock()  # Pillow's limit is one for the process
 
 
 def read_image(path: str | Path, white: int = WHITE) -> ImageTensor:
@@ -149,22 +150,30 @@ def _load(path: str | Path) -> tuple[Image.Image, NDArray[Any] | None]:
         try:
             if channels == "colour":
                 return image, _deep_colour(path, image)
-            image.load()
+            with _without_pillows_limit():  # a TIFF asks again when it is decoded
+                image.load()
             ImageOps.exif_transpose(image, in_place=True)
         except (OSError, SyntaxError, ValueError, EOFError, cv2.error) as error:  # of a damaged file
             raise _unreadable(path, error) from error
     return image, None if channels is None else _deep_grey(path, image)
 
 
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Let Pillow read what :data:`MAX_PIXELS` allows."""
+    with _decoding:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 def _open(path: str | Path) -> Image.Image:
     """Read the head of a file, whatever Pillow's own limit is."""
     try:
-        with _opening:
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                image = Image.open(path)
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
+        with _without_pillows_limit():
+            image = Image.open(path)
     except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(path, error) from error
     width, height = image.size

@@ -177,13 +177,17 @@ def test_a_mask_may_have_sixteen_bits(tmp_path: Path, high: int) -> None:
 # --- size, damage
 
 
-def test_pillow_s_limit_is_neither_used_nor_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ending", "options"), [("png", {}), ("jpg", {}), ("tiff", {"compression": "tiff_lzw"})])
+def test_pillow_s_limit_is_neither_used_nor_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, options: dict[str, str]
+) -> None:
     """A line-scan camera's 24000 x 8000 are no attack."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    Image.fromarray(square()).save(tmp_path / "a.png")
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(square()).save(path, **options)
     with pytest.raises(Image.DecompressionBombError):
-        Image.open(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png").shape == (3, 64, 64)
+        Image.open(path)
+    assert read_image(path).shape == (3, 64, 64)
     assert Image.MAX_IMAGE_PIXELS == 100
     assert MAX_PIXELS >= 24_000 * 8_000
 
