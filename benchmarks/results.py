@@ -62,8 +62,10 @@ QUESTIONS = (
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read the finished cells of a grid."""
-    return finished(pd.read_csv(path))
+    """Read the finished cells of a grid, of those models on a data set that have all of its seeds."""
+    done = finished(pd.read_csv(path))
+    seeds = done.groupby(["data", "noise_ratio", "model"])["seed"].transform("nunique")
+    return done[seeds == done["seed"].nunique()]
 
 
 def page(done: pd.DataFrame, results: str = RESULTS) -> str:
@@ -78,7 +80,8 @@ def _paragraphs(done: pd.DataFrame, results: str) -> Iterator[str]:
     yield _wrapped(
         f"`python -m benchmarks.results` makes this page of [{results}](../{results}); nothing on it is written by "
         f"hand. **Version {_listed(done['anomalib_cdd'])} measured these rows, commit {_listed(done['commit'])}**: "
-        "means ± standard deviations over the seeds, last epoch, no label chose anything. What the measures are: "
+        f"means ± standard deviations over {done['seed'].nunique()} seeds (what has fewer is in the file alone), last "
+        "epoch; no label chose an epoch or a threshold. What the measures are: "
         f"[report.md](../{report}); what the models are and what figures are worth: "
         "[experiments](../experiments/README.md)."
     )
@@ -87,7 +90,8 @@ def _paragraphs(done: pd.DataFrame, results: str) -> Iterator[str]:
     yield "## Which model for what"
     yield _wrapped(
         f"By these figures alone, at noise {RATIO:g} where nothing else is said. A model is *not told apart* from the "
-        "best unless the best is ahead of it on every seed; on few seeds even that happens by chance."
+        "best unless the best is ahead of it on every seed; on few seeds even that happens by chance. A model that has "
+        "no row on a data set was not measured there on all seeds."
     )
     yield "\n".join(_wrapped(line, "  ") for line in advice(done))
     yield "## How they were trained"
@@ -103,8 +107,10 @@ def _paragraphs(done: pd.DataFrame, results: str) -> Iterator[str]:
     )
     yield _wrapped("Noise AP says how well a model's ranking of the training images finds the injected ones:")
     yield _table(["data", "model", "noise AP", "ranking"], _rankings(shown))
-    yield "## Image AUROC with overlap, over the noise"
     ratios = sorted(done["noise_ratio"].unique())
+    if len(ratios) == 1:
+        return
+    yield "## Image AUROC with overlap, over the noise"
     yield _table(["data", "model", *(f"{ratio:g}" for ratio in ratios)], _over_noise(done, ratios))
 
 
@@ -127,10 +133,13 @@ def caption(shown: pd.DataFrame) -> str:
         if is_in.any()
         else "All rankings are out of sample."
     )
+    timed = [_has(cells, INFERENCE) for _, cells in shown.groupby("model")]
     size = (
-        "Areas are seconds of inference an image, which the legend names."
-        if _has(shown, INFERENCE)
-        else "The time of inference was not recorded: all points have one size."
+        "The time of inference was not recorded: all points have one size."
+        if not any(timed)
+        else "Areas are seconds of inference an image, which the legend names."
+        if all(timed)
+        else "Areas are seconds of inference an image, which the legend names where they were recorded."
     )
     return f"Noise {RATIO:g}; bars are one standard deviation over the seeds. {hollow} {size}"
 
@@ -139,6 +148,8 @@ def advice(done: pd.DataFrame) -> Iterator[str]:
     """Yield a line for each question that the figures answer."""
     most = done["noise_ratio"].max()
     for question in QUESTIONS:
+        if question.at_most and most == RATIO:
+            continue
         shown = done[done["noise_ratio"] == (most if question.at_most else RATIO)]
         answers = []
         for data, cells in shown.groupby("data", sort=False):

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from pages import ROOT, read
 
+from anomalib_cdd.benchmark.plots import EPOCH_CURVES
 from benchmarks import results
 
 REMEDY = "python -m benchmarks.results"
@@ -16,6 +17,13 @@ REMEDY = "python -m benchmarks.results"
 @pytest.fixture
 def done() -> pd.DataFrame:
     return results.read(ROOT / results.RESULTS)
+
+
+@pytest.fixture
+def plain(done: pd.DataFrame) -> pd.DataFrame:
+    """Rows of two models as a version wrote them that timed no inference and had no ranking out of sample."""
+    rows = done[done["model"].isin(["cdd", "rd"])].drop(columns=results.INFERENCE)
+    return rows.assign(anomalib_cdd="0.1.0", commit="df9f04d", out_of_sample=0.0)
 
 
 def grown(done: pd.DataFrame) -> pd.DataFrame:
@@ -41,30 +49,44 @@ def test_each_model_has_its_place_in_the_picture(done: pd.DataFrame) -> None:
         .mean()
     )
     panels = results.picture(done).axes
-    assert [panel.get_title() for panel in panels] == ["magnetic tile", "mono cells", "poly cells"]
+    assert [panel.get_title() for panel in panels] == [name.replace("_", " ") for name in done["data"].unique()]
     for panel, (_, expected) in zip(panels, means.groupby("data", sort=False), strict=True):
         drawn = [tuple(points.get_offsets()[0]) for points in panel.collections if len(points.get_offsets())]
         points = {(round(x, 6), round(y, 6)) for x, y in drawn}
         assert {(round(x, 6), round(y, 6)) for x, y in expected.to_numpy()} <= points
 
 
-def test_it_says_what_was_not_measured(done: pd.DataFrame) -> None:
-    said = results.caption(done)
+def test_it_says_what_was_not_measured(plain: pd.DataFrame) -> None:
+    said = results.caption(plain)
     assert "not recorded" in said
     assert "Every ranking is in sample" in said
-    more = results.caption(grown(done))
-    assert "Areas are seconds of inference" in more
+    more = results.caption(grown(plain))
+    assert "names where they were recorded" in more
     assert "Hollow points are in sample" in more
+    assert results.caption(grown(plain).query("model == 'new'")).endswith("which the legend names.")
 
 
-def test_new_rows_make_another_page(done: pd.DataFrame) -> None:
-    page = results.page(grown(done))
-    assert "**Version 0.1.0 and 0.9 measured these rows, commit abc and df9f04d..852214b**" in page
+def test_new_rows_make_another_page(plain: pd.DataFrame) -> None:
+    page = results.page(grown(plain))
+    assert "**Version 0.1.0 and 0.9 measured these rows, commit abc and df9f04d**" in page
     assert page.count("| screws | new |") == page.count("| screws | rd |") == 3
     [advice] = [line for line in page.splitlines() if line.startswith("- **To tell defects")]
-    assert "magnetic_tile new" in advice
-    legend = [text.get_text() for text in results.picture(grown(done)).legends[0].get_texts()]
-    assert legend == ["cdd", "rd", "patchcore_1pct", "new, 12 ms"]
+    assert "new (" in advice
+    legend = [text.get_text() for text in results.picture(grown(plain)).legends[0].get_texts()]
+    assert legend == ["cdd", "rd", "new, 12 ms"]
+
+
+def test_curves_of_learning_are_of_their_file() -> None:
+    points = pd.read_csv(ROOT / results.COURSE)
+    drawn = results.course(points)
+    assert list(drawn) == points["data"].unique().tolist()
+    for data, figure in drawn.items():
+        assert [panel.get_title() for panel in figure.axes] == list(EPOCH_CURVES.values())
+        means = points[points["data"] == data].groupby(["model", "epoch"], sort=False)["injected_AUROC"].mean()
+        lines = {line.get_label(): line.get_ydata() for line in figure.axes[2].lines}
+        for model, values in means.groupby("model", sort=False):
+            assert lines[model] == pytest.approx(values.to_numpy())
+        assert results.fingerprint(ROOT / results.COURSE) in read(f"docs/learning_{data}.svg"), REMEDY
 
 
 def test_a_model_is_ahead_only_where_it_is_on_every_seed() -> None:

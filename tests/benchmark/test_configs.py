@@ -23,7 +23,7 @@ CELLS = {
     "cleaning": 4 * 2 * 12 * 3,
     "rivals": 4 * 12 * 3,
     "bottle": 2 * 5 * 3,
-    "few_images": 3 * 3 * 3,
+    "few_images": 3 * 4 * 3,
     "small_sets": 3 * 5 * 3,
     "ablation_table4": 6 * 3,
     "ablation_table5": 5 * 3,

@@ -22,7 +22,7 @@ OF_DOMAIN_STUDENTS = ("domains", "domain_students", "regularization", "selection
 PAPER_STEPS = 2900
 # rules of thumb, see docs/training.md
 FORKED_STEPS = 400
-PERSISTENT_STEPS = 150
+PERSISTENT_STEPS = 70
 
 
 def check_options(options: Any, defaults: dict[str, Any]) -> None:  # Lightning's hparams
