@@ -214,7 +214,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_anchors_are_githubs() -> None:
-    assert {"results", "three-data-sets-four-noise-ratios-fuad"} <= anchors("README.md") | anchors(
+    assert {"results", "few-images-many-steps-small_sets-long_training"} <= anchors("README.md") | anchors(
         "experiments/README.md"
     )
 
