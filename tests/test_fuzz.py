@@ -28,6 +28,7 @@ from anomalib_cdd.cli.entries import ConfigError
 from anomalib_cdd.data import FolderNoisy
 from anomalib_cdd.data.elpv import make_elpv_dataset
 from anomalib_cdd.data.manifest import read_exclude_list, read_manifest, read_review
+from anomalib_cdd.training.checkpoints import readable_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -202,7 +203,26 @@ def test_labels_of_solar_cells(tmp_path: Path) -> None:
     assert min(counts.values()) > 10
 
 
+@pytest.mark.parametrize("name", ["/etc/cell.png", "../cell.png", "images/../../cell.png"])
+def test_labels_lead_to_no_file_outside_their_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "labels.csv").write_text(f"images/cell0000.png  0.0  mono\n{name}  1.0  mono\n")
+    with pytest.raises(ValueError, match="row 2 is not"):
+        make_elpv_dataset(tmp_path)
+
+
 # --- the grid's cells
+
+
+def test_a_record_without_one_of_its_fields_is_not_whole(tmp_path: Path) -> None:
+    cell = Cell("tiles", 0.1, "cdd", 0, {"data": {}, "model": {"class_path": "some.Cdd"}, "trainer": {}})
+    (tmp_path / "cells").mkdir()
+    record = {"key": cell.key, "wall_seconds": 3.5, "environment": {}, "config": cell.config, "status": "done"}
+    record |= {"measures": {}, "fit_seconds": None, "course": []}
+    records.save_record(tmp_path, cell, record)
+    assert records.read_record(tmp_path, cell) == record
+    for name in records.FIELDS:
+        records.save_record(tmp_path, cell, {key: value for key, value in record.items() if key != name})
+        assert records.read_record(tmp_path, cell) is None, name
 
 
 def test_records_of_cells(tmp_path: Path) -> None:
@@ -252,6 +272,18 @@ def test_scores_of_cells(tmp_path: Path) -> None:
 
 
 # --- checkpoints
+
+
+MANGLED = [OSError(22, "Invalid argument"), RuntimeError("Error(s) in loading state_dict for Cdd:\n\tMissing key(s)")]
+
+
+@pytest.mark.parametrize("error", MANGLED, ids=lambda error: type(error).__name__)
+def test_what_reading_a_checkpoint_raises_is_one_line_that_names_it(tmp_path: Path, error: Exception) -> None:
+    path = tmp_path / "model.ckpt"
+    path.touch()
+    with pytest.raises(ValueError, match=r"is (damaged|not of Cdd)") as raised, readable_checkpoint(path, "Cdd"):
+        raise error
+    assert what_is_wrong(raised.value, path) == ""
 
 
 def test_checkpoints(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_cdd import CrossPatch, FolderNoisy, MVTecNoisy
+from anomalib_cdd.thresholds.calibration import keeps_patches
 
 Engines = Callable[..., Engine]
 
@@ -78,6 +79,11 @@ def test_max_patches_bounds_the_bank_evenly(make_data: Callable[..., MVTecNoisy]
 def test_an_option_out_of_range_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_model(**options)
+
+
+def test_a_training_image_is_mirrored_for_thresholds_where_it_would_find_itself_alone() -> None:
+    assert keeps_patches(make_model(agreeing_images=1))
+    assert not keeps_patches(make_model(agreeing_images=2))
 
 
 def test_a_model_without_a_bank_says_so() -> None:
