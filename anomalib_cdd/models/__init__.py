@@ -4,6 +4,7 @@
 
 from .cdd import Cdd
 from .crosspatch import CrossPatch
+from .dmdd import Dmdd
 from .dtsnet import Dtsnet
 from .inreach import InReach
 from .mhkd import Mhkd
@@ -11,4 +12,4 @@ from .recontrast import ReContrast
 from .softpatch import SoftPatch
 from .urd import Urd
 
-__all__ = ["Cdd", "CrossPatch", "Dtsnet", "InReach", "Mhkd", "ReContrast", "SoftPatch", "Urd"]
+__all__ = ["Cdd", "CrossPatch", "Dmdd", "Dtsnet", "InReach", "Mhkd", "ReContrast", "SoftPatch", "Urd"]

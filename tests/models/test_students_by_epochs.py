@@ -21,20 +21,23 @@ from samples import make_sample, save
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_cdd import Dtsnet, Mhkd, MVTecNoisy, ReContrast, Urd
+from anomalib_cdd import Dmdd, Dtsnet, Mhkd, MVTecNoisy, ReContrast, Urd
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER, Teacher
 from anomalib_cdd.training.report import ReportsTraining
 
 # OpenVINO computes in bf16 where the processor can
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
-MODELS = [Mhkd, ReContrast, Urd, Dtsnet]
+MODELS = [Mhkd, ReContrast, Urd, Dtsnet, Dmdd]
 TINY: dict[type, dict[str, Any]] = {
     Mhkd: {"layers": ["layer1"], "learning_rate": 3e-3},
     ReContrast: {"student_width": 8},
     Urd: {"student_width": 8},
     Dtsnet: {"student_width": 8},
+    Dmdd: {"layers": ["layer1", "layer2", "layer3"]},
 }
-TRAINED_TEACHER = {"backbone": PYPI_TEACHER, "pre_trained": True, "student_width": 16}
+TRAINED_TEACHER = {"backbone": PYPI_TEACHER, "pre_trained": True}
+NARROW = {**TRAINED_TEACHER, "student_width": 16}
+PYPI_LEVELS = ["blocks.1.1.conv_pwl", "blocks.2.1.conv_pwl", "blocks.4.2.conv_pwl"]
 # how far the map that is put together from tiles is blurred, in pixels
 BLURRED = {ReContrast: 16, Urd: 16, Dtsnet: 16}
 # what stays as it was loaded
@@ -135,9 +138,10 @@ def bald_spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("kind", "epochs", "root", "options"),
     [
         (Mhkd, 12, "bald_spots", {}),
-        (ReContrast, 3, "mvtec_root", TRAINED_TEACHER),
-        (Urd, 3, "mvtec_root", TRAINED_TEACHER),
-        (Dtsnet, 3, "mvtec_root", TRAINED_TEACHER),
+        (ReContrast, 3, "mvtec_root", NARROW),
+        (Urd, 3, "mvtec_root", NARROW),
+        (Dtsnet, 3, "mvtec_root", NARROW),
+        (Dmdd, 4, "mvtec_root", {**TRAINED_TEACHER, "layers": PYPI_LEVELS}),
     ],
 )
 def test_training_separates_a_planted_defect_and_an_untrained_model_does_not(
