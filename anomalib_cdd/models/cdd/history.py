@@ -15,8 +15,6 @@ from torchmetrics.functional.regression import spearman_corrcoef
 
 from anomalib_cdd.training.report import TrainingReport
 
-# the second half's scores are of the size that the trained model's are
-SETTLED = 0.5
 TINY = 1e-12
 
 
@@ -29,8 +27,8 @@ class TrainingHistory:
         confidence: One tensor ``(N,)`` per epoch, in [-L, L]; NaN where the epoch did not ask.
         cross_domain: One tensor ``(N,)`` per epoch, in [0, 1], higher is more anomalous; NaN where every student of the
             epoch has been trained on the image.
-        scale: One tensor ``(2,)`` per epoch: mean and standard deviation over the images of the scores by all students
-            that were asked; NaN where none was.
+        scale: One tensor ``(2, 2)`` per epoch: mean and standard deviation over the images of the scores by all domain
+            students that were asked, then of the previous student's; NaN where none was.
     """
 
     image_paths: list[str]
@@ -53,17 +51,18 @@ class TrainingHistory:
         """Return the out-of-sample scores: the mean cross-domain score over the epochs that gave one.
 
         Scores fall and draw together as the students learn, so that an epoch's are standardised by its ``scale`` first;
-        each epoch that has a score of an image then counts alike, as what is rare is learned last. The result is in
-        units of the second half's scores. ``None`` where an image never had a score, as without pseudo-normal targets.
+        each epoch that has a score of an image then counts alike, as what is rare is learned last. Domain students and
+        the global student do not learn at the same pace: the result is in units of the latter's last scores, as those
+        of new images are. ``None`` where an image never had a score, as without pseudo-normal targets.
         """
         asked = [epoch for epoch, scale in enumerate(self.scale) if scale.isfinite().all()]
         if not asked:
             return None
-        mean, spread = torch.stack([self.scale[epoch] for epoch in asked]).T
+        mean, spread = torch.stack([self.scale[epoch][0] for epoch in asked]).T
         values = torch.stack([self.cross_domain[epoch] for epoch in asked])
         standardised = ((values - mean[:, None]) / spread[:, None].clamp_min(TINY)).nanmean(dim=0)
-        settled = int(SETTLED * len(asked))
-        scores = mean[settled:].mean() + spread[settled:].mean() * standardised
+        own_mean, own_spread = self.scale[asked[-1]][1]
+        scores = own_mean + own_spread * standardised
         if not scores.isfinite().all():
             return None
         curves = {"confidence": torch.stack(self.confidence).numpy()}

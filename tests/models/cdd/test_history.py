@@ -25,29 +25,29 @@ IMAGES = 15
 NAN = torch.nan
 
 
-def record(history: TrainingHistory, epoch: int, scores: list[float], scale: list[float]) -> None:
+def record(history: TrainingHistory, epoch: int, scores: list[float], scale: list[float], own: list[float]) -> None:
     values = torch.tensor(scores)
-    history.record(epoch, torch.zeros(len(values)), values, torch.tensor(scale))
+    history.record(epoch, torch.zeros(len(values)), values, torch.tensor([scale, own]))
 
 
 def test_report_is_by_hand_the_mean_of_standardised_epochs() -> None:
     history = TrainingHistory(["a", "b", "c"])
     assert history.report() is None
-    record(history, 0, [NAN] * 3, [NAN, NAN])  # an epoch that asked nobody
-    record(history, 1, [2.0, 4.0, 8.0], [4.0, 2.0])
-    record(history, 2, [0.3, 0.5, NAN], [0.4, 0.1])  # c is in every domain: the epoch before has its say
+    record(history, 0, [NAN] * 3, [NAN, NAN], [NAN, NAN])  # an epoch that asked nobody
+    record(history, 1, [2.0, 4.0, 8.0], [4.0, 2.0], [5.0, 3.0])
+    record(history, 2, [0.3, 0.5, NAN], [0.4, 0.1], [0.9, 0.2])  # c is in every domain: the epoch before has its say
     report = history.report()
-    # standardised: a -1 and -1, b 0 and 1, c 2; the second half of the epochs that asked has mean .4, deviation .1
-    assert report.scores.tolist() == pytest.approx([0.4 - 0.1, 0.4 + 0.05, 0.4 + 0.2])
+    # standardised: a -1 and -1, b 0 and 1, c 2; the global student's scores have mean .9, deviation .2 at last
+    assert report.scores.tolist() == pytest.approx([0.9 - 0.2, 0.9 + 0.1, 0.9 + 0.4])
     assert report.image_paths == ["a", "b", "c"]
     assert report.curves["confidence"].shape == (3, 3)
     # a resume from epoch 1 writes it again
-    record(history, 1, [1.0, 2.0, 3.0], [2.0, 1.0])
+    record(history, 1, [1.0, 2.0, 3.0], [2.0, 1.0], [2.0, 1.0])
     assert len(history.confidence) == len(history.cross_domain) == len(history.scale) == 2
     assert history.report().scores.tolist() == pytest.approx([1.0, 2.0, 3.0])
     # an image that was in every domain from the start has no score out of sample, and there is no report
-    record(history, 0, [1.0, 2.0, NAN], [2.0, 1.0])
-    record(history, 1, [1.0, 2.0, NAN], [2.0, 1.0])
+    record(history, 0, [1.0, 2.0, NAN], [2.0, 1.0], [2.0, 1.0])
+    record(history, 1, [1.0, 2.0, NAN], [2.0, 1.0], [2.0, 1.0])
     assert history.report() is None
 
 
@@ -55,10 +55,10 @@ def test_agreement_is_the_rank_correlation_of_two_epochs() -> None:
     history = TrainingHistory(list("abcde"))
     for epoch, scores in enumerate(([5.0, 1.0, 2.0, 3.0, 4.0], [9.0, 0.2, 0.1, 0.4, NAN])):
         assert history.agreement() == 0
-        record(history, epoch, scores, [0.0, 1.0])
+        record(history, epoch, scores, [0.0, 1.0], [0.0, 1.0])
     # ranks 4 1 2 3 and 4 2 1 3: 1 - 6 (1 + 1) / (4 * 15)
     assert history.agreement() == pytest.approx(0.8)
-    record(history, 2, [NAN] * 5, [NAN, NAN])
+    record(history, 2, [NAN] * 5, [NAN, NAN], [NAN, NAN])
     assert history.agreement() == 0
 
 
@@ -95,8 +95,9 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
 ) -> None:
     """Every optimiser step says which student met which image; a copy of a student has met what that one has."""
     expected: list[Tensor] = []
+    own: list[Tensor] = []
     met = {k: torch.zeros(IMAGES, dtype=torch.bool) for k in range(-1, count)}  # -1 is the global student
-    targets, optimize = TrainingSet.targets, Cdd.optimize
+    targets, optimize, recall = TrainingSet.targets, Cdd.optimize, TrainingSet.recall
     teacher, shown = TrainingSet.teacher, []
     drawn: list[Any] = []
     partition = lightning_model.partition
@@ -121,15 +122,22 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
             met[k] = met[-1].clone()
         return student
 
+    def recall_by_hand(data: TrainingSet, previous: Any, needed: bool) -> None:
+        [levels] = teacher(data, [torch.arange(IMAGES)])
+        with torch.no_grad():
+            scores = data.score(levels, previous(levels))
+        own.append(torch.stack([scores.mean(), scores.std(correction=0)]))
+        recall(data, previous, needed)
+
     def by_hand(data: TrainingSet, students: list[Any], *args: Any) -> Any:
         [levels] = teacher(data, [torch.arange(IMAGES)])
         with torch.no_grad():
             scores = torch.stack([data.score(levels, student(levels)) for student in students])
         outside = torch.stack([~met[k] for k in range(count)])
-        own = torch.full((IMAGES,), -1)
+        owner = torch.full((IMAGES,), -1)
         for k, part in enumerate(drawn[-1].parts):
-            own[part] = k
-        outside &= torch.arange(count)[:, None] != own
+            owner[part] = k
+        outside &= torch.arange(count)[:, None] != owner
         expected.append((scores * outside).sum(dim=0) / outside.sum(dim=0))
         return targets(data, students, *args)
 
@@ -140,6 +148,7 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
     monkeypatch.setattr(lightning_model, "partition", record_partition)
     monkeypatch.setattr(TrainingSet, "teacher", watch_batches)
     monkeypatch.setattr(TrainingSet, "targets", by_hand)
+    monkeypatch.setattr(TrainingSet, "recall", recall_by_hand)
     monkeypatch.setattr(Cdd, "optimize", watch_steps)
     monkeypatch.setattr(Cdd, "domain_student", watch_forks)
     options = {"domains": (count,), "domain_students": kind, "confident_once": once}
@@ -151,6 +160,8 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
         close = torch.isclose(said, by_student, atol=1e-5, equal_nan=True)
         # without a cache they are asked while training, which drops a last batch of one visit
         assert (~close).sum() <= (0 if cache else 1), epoch
+    for scale, by_previous in zip(model.training_history.scale, own, strict=True):
+        assert torch.allclose(scale[1], by_previous, atol=1e-5)
     assert not expected[0].isnan().any()
     assert expected[-1].isnan().any()
 
