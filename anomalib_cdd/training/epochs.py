@@ -12,6 +12,7 @@ from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
 
 from .checkpoints import readable_checkpoint
 
@@ -80,3 +81,41 @@ class TrainsByEpochs:
     def learning_type(self) -> LearningType:
         """One-class: there are no labels in training."""
         return LearningType.ONE_CLASS
+
+
+class TakesSteps(TrainsByEpochs):
+    """A model that takes several optimiser steps a batch, each of a part with an optimiser of its own.
+
+    It sets ``automatic_optimization`` to ``False``.
+
+    Attributes:
+        parts: Names of the parts, in the order of their optimisers.
+    """
+
+    several_rates = True
+    parts: tuple[str, ...] = ()
+
+    def setup(self, stage: str) -> None:
+        """Refuse several devices: Lightning averages the gradients of one step a batch.
+
+        Raises:
+            ValueError: Naming their number.
+        """
+        trainer = self.trainer  # type: ignore[attr-defined]  # AnomalibModule's
+        if stage == "fit" and trainer.world_size > 1:
+            msg = (
+                f"There are {trainer.world_size} devices: {type(self).__name__} takes several steps a batch and trains "
+                "on one. Set devices: 1."
+            )
+            raise ValueError(msg)
+        super().setup(stage)
+
+    def take_step(self, part: str, loss: Tensor) -> None:
+        """Take an optimiser step and log the loss as ``train_loss_`` and the part's name; the first is in the bar."""
+        module: Any = self
+        optimizers = module.optimizers()  # Lightning's union; one is no list
+        optimizer = optimizers[self.parts.index(part)] if isinstance(optimizers, list) else optimizers
+        optimizer.zero_grad()
+        module.manual_backward(loss)
+        optimizer.step()
+        module.log(f"train_loss_{part}", loss.detach(), on_epoch=True, prog_bar=part == self.parts[0], batch_size=1)

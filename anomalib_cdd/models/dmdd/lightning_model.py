@@ -7,7 +7,6 @@ that fuses its maps takes one on the same pairs, by the student as it then score
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from anomalib.data import Batch
@@ -16,14 +15,13 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.foreground import Foreground
 from anomalib_cdd.teachers.synthesis import AnomalySynthesis
 from anomalib_cdd.training.defaults import LabelFreeDefaults
-from anomalib_cdd.training.epochs import TrainsByEpochs
+from anomalib_cdd.training.epochs import TakesSteps
 from anomalib_cdd.training.precision import full_precision
 
 from .loss import distances, guidance, inverse_mimicking, segmentation
@@ -37,7 +35,7 @@ HEAD_LEARNING_RATE = 1e-3
 BETA = (0.0, 0.8)
 
 
-class Dmdd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
+class Dmdd(TakesSteps, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Dual-Modelling Decouple Distillation (DMDD).
 
     The defaults are the paper's, but for the learning rate, and for textures: the paper has DTD's, here
@@ -74,7 +72,7 @@ class Dmdd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[m
         >>> Engine().train(Dmdd(), datamodule=MVTecNoisy(category="bottle", noise_ratio=0.1))  # doctest: +SKIP
     """
 
-    several_rates = True
+    parts = ("student", "head")
 
     def __init__(
         self,
@@ -142,22 +140,14 @@ class Dmdd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[m
                 loss = loss + guidance(distances(target, of_normal), distances(target, of_anomalous))
             if model.uses_abnormality:
                 loss = loss + 2 * inverse_mimicking(distances(teacher, abnormality), masks)  # both images' means
-        self._step("student", loss)
+        self.take_step("student", loss)
 
         # the head, by the student as it scores now
         if model.head is not None:
             maps = model.settled_distances(teacher, images)
             with full_precision(self.device.type):
                 loss = segmentation(model.anomaly_map(*maps, images), masks.float())
-            self._step("head", loss)
-
-    def _step(self, name: str, loss: Tensor) -> None:
-        optimizers: Any = self.optimizers()  # Lightning's union; one is no list
-        optimizer = optimizers[name == "head"] if isinstance(optimizers, list) else optimizers
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        self.log(f"train_loss_{name}", loss.detach(), on_epoch=True, prog_bar=name == "student", batch_size=1)
+            self.take_step("head", loss)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return Adam for the student and, where there is one, for the head."""
@@ -165,18 +155,6 @@ class Dmdd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[m
         if self.model.head is not None:
             optimizers.append(Adam(self.model.head.parameters(), HEAD_LEARNING_RATE, ADAM_BETAS))
         return optimizers
-
-    def setup(self, stage: str) -> None:
-        """Refuse several devices: Lightning averages the gradients of one step a batch, not of two.
-
-        Raises:
-            ValueError: Naming their number.
-        """
-        if stage == "fit" and self.trainer.world_size > 1:
-            devices = self.trainer.world_size
-            msg = f"There are {devices} devices: DMDD takes two steps a batch and trains on one. Set devices: 1."
-            raise ValueError(msg)
-        super().setup(stage)
 
 
 def _check(branches: str, pyramid_paths: int) -> None:

@@ -7,7 +7,6 @@ to reconstruct normality from it. Anomalies are synthetic.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from anomalib.data import Batch
@@ -24,7 +23,7 @@ from anomalib_cdd.teachers.foreground import Foreground
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH
 from anomalib_cdd.teachers.synthesis import AnomalySynthesis
 from anomalib_cdd.training.defaults import LabelFreeDefaults
-from anomalib_cdd.training.epochs import TrainsByEpochs
+from anomalib_cdd.training.epochs import TakesSteps
 from anomalib_cdd.training.precision import full_precision
 
 from .loss import student_loss, teacher_loss
@@ -37,7 +36,7 @@ TEACHER_LEARNING_RATE = 1e-4
 BETA = (0.0, 0.8)
 
 
-class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
+class Urd(TakesSteps, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Unlocked Reverse Distillation (URD).
 
     The defaults are the paper's, but for textures: the paper has DTD's, here ``anomaly_source_path`` says where there
@@ -71,7 +70,7 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
         >>> Engine().train(Urd(), datamodule=MVTecNoisy(category="bottle", noise_ratio=0.1))  # doctest: +SKIP
     """
 
-    several_rates = True
+    parts = ("student", "teacher")
 
     def __init__(
         self,
@@ -125,22 +124,14 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
             levels = _halves(list(model.teacher(images)))
             with full_precision(self.device.type):
                 loss = teacher_loss(expert_normal, expert_anomalous, *levels, masks)
-            self._step("teacher", loss)
+            self.take_step("teacher", loss)
 
         # the student: normality, from the teacher as it scores now
         features = model.settled_features(images)
         levels = _halves(model.student(features))
         with full_precision(self.device.type):
             loss = student_loss(expert_normal, _halves(features)[0], *levels)
-        self._step("student", loss)
-
-    def _step(self, name: str, loss: Tensor) -> None:
-        optimizers: Any = self.optimizers()  # Lightning's union; one is no list
-        optimizer = optimizers[name == "teacher"] if isinstance(optimizers, list) else optimizers
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        self.log(f"train_loss_{name}", loss.detach(), on_epoch=True, prog_bar=name == "student", batch_size=1)
+        self.take_step("student", loss)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return Adam for the student and, where there is one, for the teacher."""
@@ -148,18 +139,6 @@ class Urd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[mi
         if self.model.teacher is not None:
             optimizers.append(Adam(self.model.teacher.parameters(), TEACHER_LEARNING_RATE, ADAM_BETAS))
         return optimizers
-
-    def setup(self, stage: str) -> None:
-        """Refuse several devices: Lightning averages the gradients of one step a batch, not of two.
-
-        Raises:
-            ValueError: Naming their number.
-        """
-        if stage == "fit" and self.trainer.world_size > 1:
-            devices = self.trainer.world_size
-            msg = f"There are {devices} devices: URD takes two steps a batch and trains on one. Set devices: 1."
-            raise ValueError(msg)
-        super().setup(stage)
 
 
 def _halves(levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
