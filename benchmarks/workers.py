@@ -71,10 +71,15 @@ def grid(folder: Path, epochs: int) -> dict[str, Any]:
 
 
 def run(config: Path, output: Path, *arguments: str) -> dict[str, dict[str, Any]]:
-    """Run the grid by the command line, and return the records by key without what is timed."""
+    """Run the grid by the command line; return its records, see :func:`records_of`."""
     command = [sys.executable, "-W", "ignore", "-m", "anomalib_cdd", "fuad", "--config", str(config)]
     command += ["--output", str(output), *arguments]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return records_of(output)
+
+
+def records_of(output: Path) -> dict[str, dict[str, Any]]:
+    """Return the records in a grid's folder by key, without what is timed."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in (output / "cells").glob("*.json")]
     return {record["key"]: {name: record[name] for name in record.keys() - TIMED} for record in records}
 
