@@ -27,14 +27,16 @@ class TrainingHistory:
         confidence: One tensor ``(N,)`` per epoch, in [-L, L]; NaN where the epoch did not ask.
         cross_domain: One tensor ``(N,)`` per epoch, in [0, 1], higher is more anomalous; NaN where every student of the
             epoch has been trained on the image.
-        scale: One tensor ``(2, 2)`` per epoch: mean and standard deviation over the images of the scores by all domain
-            students that were asked, then of the previous student's; NaN where none was.
+        scale: One tensor ``(2,)`` per epoch: mean and standard deviation over the images of the scores by all students
+            that were asked; NaN where none was.
+        own: The same of the global student's scores after the last epoch, shape ``(2,)``; ``None`` where nobody asked.
     """
 
     image_paths: list[str]
     confidence: list[Tensor] = field(default_factory=list)
     cross_domain: list[Tensor] = field(default_factory=list)
     scale: list[Tensor] = field(default_factory=list)
+    own: Tensor | None = None
 
     def record(self, epoch: int, confidence: Tensor, cross_domain: Tensor, scale: Tensor) -> None:
         """Take down an epoch; what was known of it and of later ones, from before a resume, is dropped."""
@@ -46,23 +48,25 @@ class TrainingHistory:
             del values[epoch:]
             values.extend([torch.full_like(value, torch.nan)] * (epoch - len(values)))
             values.append(value.clone())
+        self.own = None
 
     def report(self) -> TrainingReport | None:
         """Return the out-of-sample scores: the mean cross-domain score over the epochs that gave one.
 
         Scores fall and draw together as the students learn, so that an epoch's are standardised by its ``scale`` first;
         each epoch that has a score of an image then counts alike, as what is rare is learned last. Domain students and
-        the global student do not learn at the same pace: the result is in units of the latter's last scores, as those
-        of new images are. ``None`` where an image never had a score, as without pseudo-normal targets.
+        the global student do not learn at the same pace: the result has the mean and the standard deviation of the
+        global student's own scores of these images, where they are known, else of the last domain students'. ``None``
+        where an image never had a score, as without pseudo-normal targets.
         """
         asked = [epoch for epoch, scale in enumerate(self.scale) if scale.isfinite().all()]
         if not asked:
             return None
-        mean, spread = torch.stack([self.scale[epoch][0] for epoch in asked]).T
+        mean, spread = torch.stack([self.scale[epoch] for epoch in asked]).T
         values = torch.stack([self.cross_domain[epoch] for epoch in asked])
         standardised = ((values - mean[:, None]) / spread[:, None].clamp_min(TINY)).nanmean(dim=0)
-        own_mean, own_spread = self.scale[asked[-1]][1]
-        scores = own_mean + own_spread * standardised
+        centre, width = self.scale[asked[-1]] if self.own is None else self.own
+        scores = centre + width * standardised
         if not scores.isfinite().all():
             return None
         curves = {"confidence": torch.stack(self.confidence).numpy()}
@@ -81,4 +85,5 @@ class TrainingHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data for a checkpoint."""
-        return {name: list(getattr(self, name)) for name in ("image_paths", "confidence", "cross_domain", "scale")}
+        lists = ("image_paths", "confidence", "cross_domain", "scale")
+        return {name: list(getattr(self, name)) for name in lists} | {"own": self.own}

@@ -318,9 +318,18 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
     def training_report(self) -> TrainingReport | None:
         """Return each training image's score by students neither trained on it nor descended from one that was.
 
-        ``None`` before a training, and where some image has none: without pseudo-normal targets, after a warm-up.
+        They have the mean and the spread of the global student's own scores of these images, which it is asked for once
+        an epoch, within a fit. ``None`` before a training, and where some image has no score: without pseudo-normal
+        targets, after a warm-up.
         """
-        return None if self.training_history is None else self.training_history.report()
+        history, student = self.training_history, self.model.student
+        if history is None:
+            return None
+        if history.own is None and self._training_set is not None:
+            training = student.training
+            history.own = self._training_set.scale_by(student.eval())
+            student.train(training)
+        return history.report()
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return one Adam for the global student and one for each domain student."""

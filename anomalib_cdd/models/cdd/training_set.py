@@ -65,8 +65,6 @@ class TrainingSet:
         self._ranks = ranks
         # per sample: sum and number of the scores by students that have not been trained on it, and by all
         self._score_sums = torch.zeros(len(features), 4)
-        # of the previous student, whose scores are of the size that the trained model's will be
-        self._own_scores = torch.zeros(len(features))
         self._unmet = torch.zeros(0, len(features), dtype=torch.bool)
         self._has_recalled = False
         self._previous: Student | None = None
@@ -138,16 +136,14 @@ class TrainingSet:
             # bf16: the features of an untrained student overflow fp16
             self._recalled = self._budget.cache(len(self), self.features.shapes, torch.bfloat16)
         self.confidence.zero_()
-        self._own_scores.zero_()
         parts = batches(self._ranks.portion(torch.arange(len(self))), self.batch_size)
         for indices, teacher in zip(parts, self.teacher(parts), strict=True):
             with no_fp16():
                 output = previous(teacher)
             self.confidence[indices] = confidence(teacher, output).cpu()
-            self._own_scores[indices] = self.score(teacher, output).float().cpu()
             if self._recalled is not None:
                 self._recalled.write(indices, output)
-        self.confidence, self._own_scores = self._ranks.sum(torch.stack([self.confidence, self._own_scores]))
+        self.confidence = self._ranks.sum(self.confidence)
         if not self.confidence.isfinite().all():
             msg = "confidence is not finite"
             raise NotFiniteError(msg)
@@ -250,6 +246,17 @@ class TrainingSet:
                 affinity[:, h] = similarity(answers[h], reference)
         return candidates, affinity
 
+    @torch.no_grad()
+    def scale_by(self, student: Student) -> Tensor:
+        """Return mean and standard deviation over the images of a student's scores, of tiles the highest, shape (2,).
+
+        Each rank asks about all of them and waits for no other.
+        """
+        parts = batches(torch.arange(len(self)), self.batch_size)
+        scores = torch.cat([self.score(teacher, student(teacher)).float().cpu() for teacher in self.teacher(parts)])
+        by_image = scores.view(-1, self.features.per_image).amax(dim=1)
+        return torch.stack([by_image.mean(), by_image.std(correction=0)])
+
     @property
     def image_paths(self) -> list[str]:
         """Paths of the images, or their numbers where the data set does not tell."""
@@ -261,22 +268,18 @@ class TrainingSet:
         return by_image if self._has_recalled else torch.full_like(by_image, torch.nan)
 
     def cross_domain_scores(self) -> tuple[Tensor, Tensor]:
-        """Return each image's anomaly score by students that have not been trained on it, and what scores are like.
+        """Return each image's anomaly score by students that have not been trained on it, and the epoch's scale.
 
         Every rank has to ask for them, once an epoch is over.
 
         Returns:
             The mean over such students, of an image's tiles the highest, shape (images,), NaN where there was none; and
-            mean and standard deviation over the images, shape (2, 2): of the same by all students that were asked, then
-            of the previous student's own scores. NaN where nobody was asked.
+            mean and standard deviation over the images of the same by all students that were asked, shape (2,).
         """
         outside, count, inside, asked = self._ranks.sum(self._score_sums).T
-        own = self._own_scores if self._has_recalled else torch.full_like(self._own_scores, torch.nan)
-        scores, by_all, own = (
-            of_samples.view(-1, self.features.per_image).amax(dim=1)
-            for of_samples in (outside / count, inside / asked, own)
-        )
-        return scores, torch.stack([torch.stack([s.mean(), s.std(correction=0)]) for s in (by_all, own)])
+        scores = (outside / count).view(-1, self.features.per_image).amax(dim=1)
+        by_all = (inside / asked).view(-1, self.features.per_image).amax(dim=1)
+        return scores, torch.stack([by_all.mean(), by_all.std(correction=0)])
 
     def _forget(self) -> None:
         for cache in (self._recalled, self._targets):

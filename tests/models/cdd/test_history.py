@@ -19,35 +19,38 @@ from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.models.cdd import lightning_model
 from anomalib_cdd.models.cdd.history import TrainingHistory
 from anomalib_cdd.models.cdd.training_set import TrainingSet
+from anomalib_cdd.training.scoring import iterate_predictions
 
 Model, Data, Engines = Callable[..., Cdd], Callable[..., MVTecNoisy], Callable[..., Engine]
 IMAGES = 15
 NAN = torch.nan
 
 
-def record(history: TrainingHistory, epoch: int, scores: list[float], scale: list[float], own: list[float]) -> None:
+def record(history: TrainingHistory, epoch: int, scores: list[float], scale: list[float]) -> None:
     values = torch.tensor(scores)
-    history.record(epoch, torch.zeros(len(values)), values, torch.tensor([scale, own]))
+    history.record(epoch, torch.zeros(len(values)), values, torch.tensor(scale))
 
 
 def test_report_is_by_hand_the_mean_of_standardised_epochs() -> None:
     history = TrainingHistory(["a", "b", "c"])
     assert history.report() is None
-    record(history, 0, [NAN] * 3, [NAN, NAN], [NAN, NAN])  # an epoch that asked nobody
-    record(history, 1, [2.0, 4.0, 8.0], [4.0, 2.0], [5.0, 3.0])
-    record(history, 2, [0.3, 0.5, NAN], [0.4, 0.1], [0.9, 0.2])  # c is in every domain: the epoch before has its say
+    record(history, 0, [NAN] * 3, [NAN, NAN])  # an epoch that asked nobody
+    record(history, 1, [2.0, 4.0, 8.0], [4.0, 2.0])
+    record(history, 2, [0.3, 0.5, NAN], [0.4, 0.1])  # c is in every domain: the epoch before has its say
     report = history.report()
-    # standardised: a -1 and -1, b 0 and 1, c 2; the global student's scores have mean .9, deviation .2 at last
-    assert report.scores.tolist() == pytest.approx([0.9 - 0.2, 0.9 + 0.1, 0.9 + 0.4])
+    # standardised: a -1 and -1, b 0 and 1, c 2; the last epoch's scores have mean .4, deviation .1
+    assert report.scores.tolist() == pytest.approx([0.4 - 0.1, 0.4 + 0.05, 0.4 + 0.2])
+    history.own = torch.tensor([0.9, 0.2])  # once the trained model's are known, theirs count
+    assert history.report().scores.tolist() == pytest.approx([0.9 - 0.2, 0.9 + 0.1, 0.9 + 0.4])
     assert report.image_paths == ["a", "b", "c"]
     assert report.curves["confidence"].shape == (3, 3)
     # a resume from epoch 1 writes it again
-    record(history, 1, [1.0, 2.0, 3.0], [2.0, 1.0], [2.0, 1.0])
+    record(history, 1, [1.0, 2.0, 3.0], [2.0, 1.0])
     assert len(history.confidence) == len(history.cross_domain) == len(history.scale) == 2
     assert history.report().scores.tolist() == pytest.approx([1.0, 2.0, 3.0])
     # an image that was in every domain from the start has no score out of sample, and there is no report
-    record(history, 0, [1.0, 2.0, NAN], [2.0, 1.0], [2.0, 1.0])
-    record(history, 1, [1.0, 2.0, NAN], [2.0, 1.0], [2.0, 1.0])
+    record(history, 0, [1.0, 2.0, NAN], [2.0, 1.0])
+    record(history, 1, [1.0, 2.0, NAN], [2.0, 1.0])
     assert history.report() is None
 
 
@@ -55,10 +58,10 @@ def test_agreement_is_the_rank_correlation_of_two_epochs() -> None:
     history = TrainingHistory(list("abcde"))
     for epoch, scores in enumerate(([5.0, 1.0, 2.0, 3.0, 4.0], [9.0, 0.2, 0.1, 0.4, NAN])):
         assert history.agreement() == 0
-        record(history, epoch, scores, [0.0, 1.0], [0.0, 1.0])
+        record(history, epoch, scores, [0.0, 1.0])
     # ranks 4 1 2 3 and 4 2 1 3: 1 - 6 (1 + 1) / (4 * 15)
     assert history.agreement() == pytest.approx(0.8)
-    record(history, 2, [NAN] * 5, [NAN, NAN], [NAN, NAN])
+    record(history, 2, [NAN] * 5, [NAN, NAN])
     assert history.agreement() == 0
 
 
@@ -95,9 +98,8 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
 ) -> None:
     """Every optimiser step says which student met which image; a copy of a student has met what that one has."""
     expected: list[Tensor] = []
-    own: list[Tensor] = []
     met = {k: torch.zeros(IMAGES, dtype=torch.bool) for k in range(-1, count)}  # -1 is the global student
-    targets, optimize, recall = TrainingSet.targets, Cdd.optimize, TrainingSet.recall
+    targets, optimize = TrainingSet.targets, Cdd.optimize
     teacher, shown = TrainingSet.teacher, []
     drawn: list[Any] = []
     partition = lightning_model.partition
@@ -122,22 +124,15 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
             met[k] = met[-1].clone()
         return student
 
-    def recall_by_hand(data: TrainingSet, previous: Any, needed: bool) -> None:
-        [levels] = teacher(data, [torch.arange(IMAGES)])
-        with torch.no_grad():
-            scores = data.score(levels, previous(levels))
-        own.append(torch.stack([scores.mean(), scores.std(correction=0)]))
-        recall(data, previous, needed)
-
     def by_hand(data: TrainingSet, students: list[Any], *args: Any) -> Any:
         [levels] = teacher(data, [torch.arange(IMAGES)])
         with torch.no_grad():
             scores = torch.stack([data.score(levels, student(levels)) for student in students])
         outside = torch.stack([~met[k] for k in range(count)])
-        owner = torch.full((IMAGES,), -1)
+        own = torch.full((IMAGES,), -1)
         for k, part in enumerate(drawn[-1].parts):
-            owner[part] = k
-        outside &= torch.arange(count)[:, None] != owner
+            own[part] = k
+        outside &= torch.arange(count)[:, None] != own
         expected.append((scores * outside).sum(dim=0) / outside.sum(dim=0))
         return targets(data, students, *args)
 
@@ -148,7 +143,6 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
     monkeypatch.setattr(lightning_model, "partition", record_partition)
     monkeypatch.setattr(TrainingSet, "teacher", watch_batches)
     monkeypatch.setattr(TrainingSet, "targets", by_hand)
-    monkeypatch.setattr(TrainingSet, "recall", recall_by_hand)
     monkeypatch.setattr(Cdd, "optimize", watch_steps)
     monkeypatch.setattr(Cdd, "domain_student", watch_forks)
     options = {"domains": (count,), "domain_students": kind, "confident_once": once}
@@ -160,10 +154,25 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
         close = torch.isclose(said, by_student, atol=1e-5, equal_nan=True)
         # without a cache they are asked while training, which drops a last batch of one visit
         assert (~close).sum() <= (0 if cache else 1), epoch
-    for scale, by_previous in zip(model.training_history.scale, own, strict=True):
-        assert torch.allclose(scale[1], by_previous, atol=1e-5)
     assert not expected[0].isnan().any()
     assert expected[-1].isnan().any()
+
+
+@pytest.mark.parametrize(("epochs", "cache"), [(1, True), (3, False)])
+def test_a_report_is_of_the_size_of_the_trained_models_own_scores(
+    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path, epochs: int, cache: bool
+) -> None:
+    model, data = make_model(cache=cache, domains=(2,), domain_students="persistent"), make_data(train_batch_size=5)
+    make_engine(max_epochs=epochs).fit(model, datamodule=data)
+    batches = iterate_predictions(model, data.train_data, batch_size=5, device=model.device, progress=False)
+    own = torch.cat([scores for _, scores, _, _ in batches])
+    mean, spread = own.mean(), own.std(correction=0)
+    assert torch.allclose(model.training_history.own, torch.stack([mean, spread]), rtol=1e-2)
+    reported = torch.from_numpy(model.training_report().scores)
+    assert (reported.mean() - mean).abs() < spread
+    assert own.min() <= model.post_processor.image_threshold <= own.max() + spread
+    loaded = Cdd.load_from_checkpoint(next((tmp_path / "results").rglob("*.ckpt")))
+    assert torch.equal(loaded.training_history.own, model.training_history.own)
 
 
 def test_history_is_saved_and_resumed(make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path) -> None:
