@@ -41,12 +41,14 @@ def live(command: list[str], seconds: float, log: Path) -> int:
     """Run a command for so many seconds at most, then kill it; return its exit status."""
     with log.open("a") as file:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
+            return -signal.SIGKILL
+        finally:
             process.kill()
-            return process.wait()
+            process.wait()
 
 
 def grid_on_two_workers(folder: Path, images: Path) -> tuple[list[str], Callable[[], Any]]:
@@ -79,8 +81,8 @@ def crosspatch_cleaned(folder: Path, images: Path) -> tuple[list[str], Callable[
     def result() -> Any:
         [run] = (folder / "out").rglob("latest")
         weights = torch.load(run / "weights" / "lightning" / "model.ckpt", weights_only=True)["state_dict"]
-        left_out = sorted(path.read_text() for path in run.rglob("cleaned.csv"))
-        return {name: value.tolist() for name, value in weights.items()}, left_out
+        [left_out] = run.rglob("cleaned.csv")
+        return {name: value.tolist() for name, value in weights.items()}, left_out.read_text()
 
     return [*CLI, "train", "--config", str(folder / "fit.yaml")], result
 
@@ -93,6 +95,9 @@ def soak(subject: str, folder: Path, kills: int, rng: np.random.Generator) -> tu
 
     Returns:
         How many lives it had, and how many of the runs that came to their end differ from the undisturbed one.
+
+    Raises:
+        RuntimeError: If it ended by itself in anything but success, or did not end.
     """
     make, images, log = SUBJECTS[subject], folder / "images", folder / "log.txt"
     images.mkdir(parents=True)
@@ -114,11 +119,11 @@ def soak(subject: str, folder: Path, kills: int, rng: np.random.Generator) -> tu
         command, result = start(f"chain{chain}")
         status = -signal.SIGKILL
         while status:
-            lives += 1
-            status = live(command, rng.uniform(0, seconds) if killed < kills else LONGEST, log)
-            killed += status == -signal.SIGKILL
+            lives, due = lives + 1, killed < kills
+            status = live(command, rng.uniform(0, seconds) if due else LONGEST, log)
+            killed += due and status == -signal.SIGKILL
             print(f"{subject} {chain}: life {lives} ended with {status}; {killed} of {kills} kills", flush=True)
-            if status not in (0, -signal.SIGKILL):
+            if status not in (0, -signal.SIGKILL) or (status and not due):
                 raise RuntimeError(log.read_text()[-2000:])
         different += result() != whole
     return lives, different

@@ -22,9 +22,6 @@ from anomalib_cdd.evaluation.measures import NAN, aupro, auroc, pro_per_image
 from anomalib_cdd.evaluation.predictions import Predictions, score_dataset
 from anomalib_cdd.training.report import report_of
 
-IMAGE_MEASURES = ("image_AUROC", "image_AUROC_overlap", "injected_AUROC", "noise_AP", "noise_precision")
-PIXEL_MEASURES = ("pixel_AUROC", "pixel_AUROC_overlap", "AUPRO", "AUPRO_overlap", "PRO", "PRO_overlap")
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -34,8 +31,9 @@ class Evaluation:
         clean: The test images that were not injected.
         injected: The injected images, with their true labels.
         ranking: Of the training images, see :func:`training_ranking`.
-        measures: ``IMAGE_MEASURES``, ``PIXEL_MEASURES`` and counts. ``AUPRO`` is anomalib's, one curve over the whole
-            set; ``PRO`` is RD4AD's, the mean of one curve per anomalous image; both up to a false positive rate of
+        measures: Image and pixel AUROC, AUPRO and PRO, each also ``..._overlap``, ``injected_AUROC``, ``noise_AP`` and
+            counts. ``AUPRO`` is anomalib's, one curve over the whole set; ``PRO`` is RD4AD's, the mean of one curve per
+            anomalous image; both up to a false positive rate of
             0.3. What the data or the model cannot answer is NaN: ``injected_AUROC``, ``noise_AP`` and
             ``noise_precision`` (at as many images as were injected) without injected images, pixel measures without
             masks or maps, everything without both normal and anomalous test images. ``out_of_sample`` is 1 where

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from .checkpoints import readable_checkpoint
+from .finite import StopsWhenNotFinite, check_finite
 
 
 class TrainsByEpochs:
@@ -83,10 +84,8 @@ class TrainsByEpochs:
         return LearningType.ONE_CLASS
 
 
-class TakesSteps(TrainsByEpochs):
+class TakesSteps(StopsWhenNotFinite, TrainsByEpochs):
     """A model that takes several optimiser steps a batch, each of a part with an optimiser of its own.
-
-    It sets ``automatic_optimization`` to ``False``.
 
     Attributes:
         parts: Names of the parts, in the order of their optimisers.
@@ -94,6 +93,10 @@ class TakesSteps(TrainsByEpochs):
 
     several_rates = True
     parts: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
 
     def setup(self, stage: str) -> None:
         """Refuse several devices: Lightning averages the gradients of one step a batch.
@@ -111,8 +114,14 @@ class TakesSteps(TrainsByEpochs):
         super().setup(stage)
 
     def take_step(self, part: str, loss: Tensor) -> None:
-        """Take an optimiser step and log the loss as ``train_loss_`` and the part's name; the first is in the bar."""
+        """Take an optimiser step of a part and log the loss as ``train_loss_<part>``; the bar shows the first part's.
+
+        Raises:
+            NotFiniteError: If the loss is not finite.
+        """
         module: Any = self
+        with self.finite(f"the {part}'s step"):
+            check_finite(loss=loss.detach())
         optimizers = module.optimizers()  # Lightning's union; one is no list
         optimizer = optimizers[self.parts.index(part)] if isinstance(optimizers, list) else optimizers
         optimizer.zero_grad()

@@ -8,7 +8,6 @@ checkpoints and resume are Lightning's. Only for models that step by themselves.
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,17 +18,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from .compat import saves_within_an_epoch
+from .finite import StopsWhenNotFinite, check_finite
 from .precision import computes_in_bf16
 from .ranks import Ranks, gradients
 
 logger = logging.getLogger(__name__)
 
 
-class NotFiniteError(ValueError):
-    """Numbers are NaN or infinite; the message says which and what to do."""
-
-
-class StagedEpoch:
+class StagedEpoch(StopsWhenNotFinite):
     """Mixin before ``AnomalibModule``.
 
     A model has a generator ``epoch(e, epochs)`` that yields after each optimiser step, says how many there will be
@@ -42,7 +38,6 @@ class StagedEpoch:
     """
 
     epoch: Callable[[int, int], Iterator[None]]
-    advice = "Try a lower learning_rate."
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -152,23 +147,6 @@ class StagedEpoch:
         named = {f"epoch_{name}": float(value) for name, value in values.items()}
         self.log_dict(named, on_step=False, on_epoch=True, batch_size=1)  # type: ignore[attr-defined]
 
-    @contextmanager
-    def finite(self, stage: str) -> Iterator[None]:
-        """Say in which stage of which epoch numbers stopped being finite, and what to do.
-
-        Raises:
-            NotFiniteError: In place of another one.
-        """
-        try:
-            yield
-        except NotFiniteError as error:
-            epoch = self.trainer.current_epoch  # type: ignore[attr-defined]
-            msg = (
-                f"Training diverged in epoch {epoch} (the first is 0), {stage}: {error}. The last checkpoint is of an "
-                f"epoch before. {self.advice}"
-            )
-            raise NotFiniteError(msg) from error
-
     def end_training(self) -> None:
         """Let go of what an epoch left behind."""
         self._running, self._under_way, self.ranks = None, False, Ranks()
@@ -176,18 +154,6 @@ class StagedEpoch:
     def __getstate__(self) -> dict[str, Any]:
         """Leave the running epoch out: anomalib's torch export pickles the whole module, a generator has no copy."""
         return super().__getstate__() | {"_running": None}  # type: ignore[misc]
-
-
-def check_finite(**values: Tensor) -> None:
-    """Refuse what is not finite.
-
-    Raises:
-        NotFiniteError: Naming the first such value.
-    """
-    for name, value in values.items():
-        if not value.isfinite().all():
-            msg = f"{name} is {value.item()}" if value.numel() == 1 else f"{name} is not finite"
-            raise NotFiniteError(msg)
 
 
 def check_trainer(trainer: Trainer, model: str, overridden: bool) -> None:

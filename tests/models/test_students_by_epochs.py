@@ -44,8 +44,8 @@ BLURRED = {ReContrast: 16, Urd: 16, Dtsnet: 16}
 FROZEN = {Urd: ".expert."}
 
 
-def make_model(kind: type[AnomalibModule], **options: Any) -> AnomalibModule:
-    seed_everything(0, verbose=False)
+def make_model(kind: type[AnomalibModule], run_seed: int = 0, /, **options: Any) -> AnomalibModule:
+    seed_everything(run_seed, verbose=False)
     transform = Compose([Resize((64, 64), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
     defaults = {"backbone": "test_resnet", "pre_trained": False, "visualizer": False, "audit": False}
     return kind(**{**defaults, **TINY[kind], "pre_processor": PreProcessor(transform), **options})
@@ -135,13 +135,19 @@ def bald_spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "epochs", "root", "options"),
+    ("kind", "epochs", "root", "options", "seed"),
     [
-        (Mhkd, 12, "bald_spots", {}),
-        (ReContrast, 3, "mvtec_root", NARROW),
-        (Urd, 3, "mvtec_root", NARROW),
-        (Dtsnet, 3, "mvtec_root", NARROW),
-        (Dmdd, 4, "mvtec_root", {**TRAINED_TEACHER, "layers": PYPI_LEVELS}),
+        (Mhkd, 12, "bald_spots", {}, 0),
+        (ReContrast, 3, "mvtec_root", NARROW, 0),
+        (Urd, 3, "mvtec_root", NARROW, 0),
+        (Dtsnet, 3, "mvtec_root", NARROW, 0),
+        (Dmdd, 4, "mvtec_root", {**TRAINED_TEACHER, "layers": PYPI_LEVELS}, 0),
+        *(
+            pytest.param(
+                Dmdd, 4, "mvtec_root", {**TRAINED_TEACHER, "layers": PYPI_LEVELS}, seed, marks=pytest.mark.slow
+            )
+            for seed in (1, 2)
+        ),
     ],
 )
 def test_training_separates_a_planted_defect_and_an_untrained_model_does_not(
@@ -149,11 +155,12 @@ def test_training_separates_a_planted_defect_and_an_untrained_model_does_not(
     epochs: int,
     root: str,
     options: dict[str, Any],
+    seed: int,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     data = make_data(request.getfixturevalue(root), train_batch_size=4 if options else 2)
-    model = make_model(kind, **options)
+    model = make_model(kind, seed, **options)
     before, labels = raw_scores(model, data)
     make_engine(tmp_path, epochs).fit(model, datamodule=data)
     after, _ = raw_scores(model, data)

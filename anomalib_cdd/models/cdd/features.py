@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from anomalib_cdd.training.finite import NotFiniteError
 from anomalib_cdd.training.ranks import Ranks
-from anomalib_cdd.training.staged import NotFiniteError
 
 logger = logging.getLogger(__name__)
 

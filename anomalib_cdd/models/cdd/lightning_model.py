@@ -27,8 +27,9 @@ from anomalib_cdd.teachers.students import DEFAULT_WIDTH, Student
 from anomalib_cdd.training.compat import QuantizesStudent
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.epochs import TrainsByEpochs
+from anomalib_cdd.training.finite import check_finite
 from anomalib_cdd.training.report import TrainingReport
-from anomalib_cdd.training.staged import StagedEpoch, check_finite
+from anomalib_cdd.training.staged import StagedEpoch
 
 from . import checks
 from .domains import (

@@ -23,9 +23,9 @@ from torchvision.transforms.v2 import Transform
 from anomalib_cdd.teachers.distances import Levels, similarity
 from anomalib_cdd.teachers.students import Student
 from anomalib_cdd.training.compat import spare_images, training_loader
+from anomalib_cdd.training.finite import NotFiniteError
 from anomalib_cdd.training.images import is_deterministic
 from anomalib_cdd.training.ranks import Ranks
-from anomalib_cdd.training.staged import NotFiniteError
 
 from .domains import batches
 from .features import FeatureBudget, FeatureCache, TeacherFeatures

@@ -22,10 +22,12 @@ from anomalib_cdd.teachers.foreground import Foreground
 from anomalib_cdd.teachers.synthesis import AnomalySynthesis
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.epochs import TakesSteps
+from anomalib_cdd.training.finite import check_finite
 from anomalib_cdd.training.precision import full_precision
 
 from .loss import distances, guidance, inverse_mimicking, segmentation
-from .torch_model import Branches, DmddModel
+from .student import Branches
+from .torch_model import DmddModel
 
 IMAGE_SIZE = (256, 256)
 STRIDES = (4, 8, 16, 32)
@@ -38,8 +40,8 @@ BETA = (0.0, 0.8)
 class Dmdd(TakesSteps, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Dual-Modelling Decouple Distillation (DMDD).
 
-    The defaults are the paper's, but for the learning rate, and for textures: the paper has DTD's, here
-    ``anomaly_source_path`` says where there are some.
+    The defaults are the paper's, but for the learning rate, when the head takes its steps, and textures: the paper has
+    DTD's, here ``anomaly_source_path`` says where there are some.
 
     Args:
         backbone: timm name of the teacher, a CNN. The student begins as the same network.
@@ -113,7 +115,6 @@ class Dmdd(TakesSteps, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]
         self.model: DmddModel = DmddModel(
             teacher, branches, pyramid_paths, segmentation, pyramid_upsampling, multi_perception
         )
-        self.automatic_optimization = False
         self.learning_rate = learning_rate
         self.synthesis = AnomalySynthesis(anomaly_source_path, foreground, BETA, two_masks=False)
 
@@ -145,8 +146,10 @@ class Dmdd(TakesSteps, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]
         # the head, by the student as it scores now
         if model.head is not None:
             maps = model.settled_distances(teacher, images)
-            with full_precision(self.device.type):
-                loss = segmentation(model.anomaly_map(*maps, images), masks.float())
+            with full_precision(self.device.type), self.finite("the head's step"):
+                anomaly_map = model.anomaly_map(*maps, images)
+                check_finite(**{"the anomaly map": anomaly_map})
+                loss = segmentation(anomaly_map, masks.float())
             self.take_step("head", loss)
 
     def configure_optimizers(self) -> list[Optimizer]:

@@ -37,7 +37,7 @@ class SegmentationHead(nn.Module):
         self.bottom_up = MapPath(levels, top_down=False) if abnormality and pyramid_upsampling else None
         self.perception = MultiPerception(maps) if multi_perception else None
         self.fuse = nn.Conv2d(maps, 1, kernel_size=1)
-        # the mean of all maps to begin with: both attentions begin at a half
+        # a mean of all maps to begin with: both attentions begin at a half
         nn.init.constant_(self.fuse.weight, (4.0 if multi_perception else 1.0) / maps)
         nn.init.constant_(self.fuse.bias, PRIOR)  # type: ignore[arg-type]
 
@@ -61,7 +61,7 @@ class SegmentationHead(nn.Module):
 
 
 class MapPath(nn.Module):
-    """Add to each map the fused one before it and smooth the sum by a 3 x 3 convolution, the identity to begin with.
+    """Add to each map the fused one before it and smooth by a 3 x 3 convolution; to begin with this is their mean.
 
     Args:
         levels: Number of maps.
@@ -74,6 +74,7 @@ class MapPath(nn.Module):
         self.smooth = nn.ModuleList(nn.Conv2d(1, 1, kernel_size=3, padding=1) for _ in range(levels - 1))
         for conv in self.smooth:
             nn.init.dirac_(conv.weight)  # type: ignore[arg-type]
+            conv.weight.data.div_(2)  # type: ignore[operator]
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:

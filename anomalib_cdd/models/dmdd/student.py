@@ -11,7 +11,7 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from anomalib_cdd.teachers.backbones import Level, Teacher
 
 Levels = list[Tensor]
+Branches = Literal["both", "normality", "abnormality"]
 
 
 class Split(nn.Module):
-    """A 1 x 1 convolution to twice the channels; remembers both halves until they are taken."""
+    """A 1 x 1 convolution to twice the channels; keeps both halves of what it was last given."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,17 +32,17 @@ class Split(nn.Module):
         with torch.no_grad():
             self.conv.weight.copy_(torch.eye(channels).repeat(2, 1)[:, :, None, None])
             self.conv.bias.zero_()  # type: ignore[union-attr]
-        self._halves: list[tuple[Tensor, Tensor]] = []
+        self._halves: tuple[Tensor, Tensor] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the normality half of features ``(B, C, h, w)``."""
-        normality, abnormality = self.conv(features).chunk(2, dim=1)
-        self._halves.append((normality, abnormality))
-        return normality
+        self._halves = self.conv(features).chunk(2, dim=1)
+        return self._halves[0]
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Return both halves of the last features and forget them."""
-        return self._halves.pop()
+        halves, self._halves = self._halves, None
+        return cast("tuple[Tensor, Tensor]", halves)
 
 
 def _split_input(split: Split, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -58,11 +59,15 @@ class DecoupledStudent(nn.Module):
     Args:
         teacher: The teacher; the student begins as a copy of its network.
         paths: Fusion paths of a pyramid: 0, 1 (inner) or 2 (inner and outer).
+        branches: Which has a pyramid; of the other come the plain halves.
+
+    Raises:
+        ValueError: If a level is no module of the teacher's network that a split could follow.
     """
 
     network: Any  # timm's, which is not typed
 
-    def __init__(self, teacher: Teacher, paths: int) -> None:
+    def __init__(self, teacher: Teacher, paths: int, branches: Branches = "both") -> None:
         super().__init__()
         self.network = copy.deepcopy(teacher.network).requires_grad_(requires_grad=True).train()
         splits = [Split(level.channels) for level in teacher.levels]
@@ -70,13 +75,17 @@ class DecoupledStudent(nn.Module):
         modules = dict(self.network.named_modules())
         for split, level in zip(splits, self.network.feature_info.get_dicts(), strict=True):
             # timm flattens the names of some networks' levels: `stages.0` becomes `stages_0`
-            module = modules.get(level["module"]) or modules[level["module"].replace(".", "_")]
+            module = modules.get(level["module"]) or modules.get(level["module"].replace(".", "_"))
+            if module is None:
+                msg = f"Level {level['module']!r} of {teacher.backbone!r} is no module of it: DMDD takes another CNN."
+                raise ValueError(msg)
             if level.get("hook_type") == "forward_pre":  # the level is what goes into the module
                 module.register_forward_pre_hook(partial(_split_input, split))
             else:
                 module.register_forward_hook(partial(_split_output, split))
-        self.normality = Pyramid(teacher.levels, top_down_first=True, paths=paths)
-        self.abnormality = Pyramid(teacher.levels, top_down_first=False, paths=paths)
+        of_normality, of_abnormality = (0 if branches == other else paths for other in ("abnormality", "normality"))
+        self.normality = Pyramid(teacher.levels, top_down_first=True, paths=of_normality)
+        self.abnormality = Pyramid(teacher.levels, top_down_first=False, paths=of_abnormality)
 
     def forward(self, images: Tensor) -> tuple[Levels, Levels]:
         """Map normalised images ``(B, 3, H, W)`` to normality and abnormality levels of the teacher's shapes."""

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DMDD's teacher, student and segmentation head: what inference and every export needs, and nothing else."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from anomalib.data import InferenceBatch
@@ -13,14 +13,13 @@ from anomalib_cdd.training.precision import full_precision
 
 from .loss import distances, image_score
 from .segmentation import SegmentationHead
-from .student import DecoupledStudent, Levels, resize
+from .student import Branches, DecoupledStudent, Levels, resize
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
 
 # of 1 - cos
 LARGEST_DISTANCE = 2.0
-Branches = Literal["both", "normality", "abnormality"]
 
 
 class DmddModel(nn.Module):
@@ -50,7 +49,7 @@ class DmddModel(nn.Module):
         super().__init__()
         self.tiler: Tiler | None = None
         self.teacher = teacher
-        self.student = DecoupledStudent(teacher, pyramid_paths)
+        self.student = DecoupledStudent(teacher, pyramid_paths, branches)
         self.uses_normality, self.uses_abnormality = branches != "abnormality", branches != "normality"
         self.head = (
             SegmentationHead(
@@ -116,4 +115,4 @@ class DmddModel(nn.Module):
         if self.head is not None:
             return self.head(normality, abnormality, size)
         maps = torch.cat([resize(level, size) for level in (*normality, *abnormality)], dim=1)
-        return (maps.mean(dim=1, keepdim=True) / LARGEST_DISTANCE).clamp_min(0)
+        return (maps.mean(dim=1, keepdim=True) / LARGEST_DISTANCE).clamp(0, 1)

@@ -102,7 +102,6 @@ class Urd(TakesSteps, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc] 
         )
         expert = Teacher(backbone, layers, pre_trained, weights)
         self.model: UrdModel = UrdModel(expert, student_width, train_teacher, guided_injection)
-        self.automatic_optimization = False
         self.learning_rate = learning_rate
         self.synthesis = AnomalySynthesis(anomaly_source_path, foreground, BETA, two_masks=False)
 

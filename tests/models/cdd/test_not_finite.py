@@ -15,7 +15,7 @@ from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.models.cdd.features import TeacherFeatures
 from anomalib_cdd.models.cdd.training_set import TrainingSet
 from anomalib_cdd.teachers.students import Student
-from anomalib_cdd.training.staged import NotFiniteError
+from anomalib_cdd.training.finite import NotFiniteError
 
 Model = Callable[..., Cdd]
 Data = Callable[..., MVTecNoisy]

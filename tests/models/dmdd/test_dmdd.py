@@ -15,6 +15,7 @@ from anomalib_cdd import Dmdd, MVTecNoisy
 from anomalib_cdd.models.dmdd.segmentation import SegmentationHead
 from anomalib_cdd.models.dmdd.student import DecoupledStudent
 from anomalib_cdd.teachers.backbones import Teacher
+from anomalib_cdd.training.finite import NotFiniteError
 
 LAYERS = ["layer1", "layer2", "layer3"]
 SMALL = {"backbone": "test_resnet", "layers": LAYERS, "pre_trained": False, "visualizer": False, "audit": False}
@@ -87,6 +88,14 @@ def test_paths_of_the_two_pyramids_run_against_each_other(paths: int, reached: l
 # ---------------------------------------------------------------------------------------------- the head
 
 
+@torch.no_grad()
+def test_a_head_begins_as_a_mean_with_pyramid_upsampling_too() -> None:
+    head, shallow, deep = SegmentationHead(2, True, True, True, True), torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8)
+    # normality: the mean of both, then deep alone; abnormality the other way
+    expected = ((shallow + deep) / 2 + deep + shallow + (shallow + deep) / 2) / 4
+    assert torch.allclose(head([shallow, deep], [shallow, deep], (8, 8)), (expected - 4.6).sigmoid(), atol=1e-6)
+
+
 @pytest.mark.parametrize("multi_perception", [True, False])
 @torch.no_grad()
 def test_a_head_begins_as_the_mean_of_all_maps_and_low(multi_perception: bool) -> None:
@@ -102,8 +111,8 @@ def test_a_head_begins_as_the_mean_of_all_maps_and_low(multi_perception: bool) -
 def test_pyramid_upsampling_hands_deep_maps_of_normality_down_and_shallow_ones_of_abnormality_up() -> None:
     head = SegmentationHead(2, True, True, pyramid_upsampling=True, multi_perception=False)
     shallow, deep = torch.full((1, 1, 8, 8), 1.0), torch.full((1, 1, 4, 4), 10.0)
-    assert [level.mean().item() for level in head.top_down([shallow, deep])] == [11.0, 10.0]
-    assert [level.mean().item() for level in head.bottom_up([shallow, deep])] == [1.0, 11.0]
+    assert [level.mean().item() for level in head.top_down([shallow, deep])] == [5.5, 10.0]
+    assert [level.mean().item() for level in head.bottom_up([shallow, deep])] == [1.0, 5.5]
 
 
 @torch.no_grad()
@@ -139,13 +148,16 @@ def test_one_branch_trains_and_scores_alone(branches: str, mvtec_root: Path, tmp
     model = make_model(branches=branches)
     other = {"normality": "abnormality", "abnormality": "normality"}[branches]
     trained = {name: value.clone() for name, value in getattr(model.model.student, branches).named_parameters()}
-    untouched = {name: value.clone() for name, value in getattr(model.model.student, other).named_parameters()}
+    assert list(getattr(model.model.student, other).parameters()) == []
     fit(model, mvtec_root, tmp_path)
     now = dict(getattr(model.model.student, branches).named_parameters())
     assert any(not torch.equal(value, now[name]) for name, value in trained.items())
-    now = dict(getattr(model.model.student, other).named_parameters())
-    assert all(torch.equal(value, now[name]) for name, value in untouched.items())
     assert model.model.head.fuse.in_channels == 3
+    model.model.eval()
+    images = torch.randn(1, 3, 64, 64)
+    maps = model.model.distances(model.model.teacher_features(images), images)
+    assert [len(levels) for levels in maps] == ([3, 0] if branches == "normality" else [0, 3])
+    assert torch.equal(model.model(images).anomaly_map, model.model.anomaly_map(*maps, images))
 
 
 def test_without_a_head_the_map_is_the_mean_of_all_distances(mvtec_root: Path, tmp_path: Path) -> None:
@@ -177,6 +189,25 @@ def test_parts_of_the_head_can_be_left_out(option: str, missing: str) -> None:
         assert not torch.equal(whole.eval()(images).anomaly_map, reduced.eval()(images).anomaly_map)
 
 
+def test_weights_and_learning_rates_are_options(tmp_path: Path) -> None:
+    state = {name: value * 2 for name, value in make_model().model.teacher.network.state_dict().items()}
+    torch.save(state, tmp_path / "teacher.pth")
+    model = make_model(weights=str(tmp_path / "teacher.pth"), learning_rate=0.25)
+    for network in (model.model.teacher.network, model.model.student.network):
+        assert all(torch.equal(network.state_dict()[name], value) for name, value in state.items())
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in model.configure_optimizers()]
+    assert rates == [0.25, 0.001]
+
+
+@pytest.mark.parametrize(("part", "named"), [("network", "loss is nan"), ("head", "the anomaly map is not finite")])
+def test_numbers_that_are_not_finite_end_it_by_name(part: str, named: str, mvtec_root: Path, tmp_path: Path) -> None:
+    model = make_model()
+    broken = model.model.head if part == "head" else model.model.student.network
+    torch.nn.init.constant_(next(broken.parameters()), torch.nan)
+    with pytest.raises(NotFiniteError, match=rf"epoch 0 .*{named}.* lower learning_rate"):
+        fit(model, mvtec_root, tmp_path)
+
+
 def test_the_foreground_option_is_where_anomalies_are_made() -> None:
     # a light square on a dark ground
     image = torch.full((1, 3, 64, 64), 0.1)
@@ -200,6 +231,8 @@ def test_bad_input_is_one_line(tmp_path: Path, mvtec_root: Path) -> None:
         make_model(layers=["layer1"])
     with pytest.raises(ValueError, match=r"'test_vit': DMDD's pyramids"):
         make_model(backbone="test_vit", layers=None)
+    with pytest.raises(ValueError, match=r"Level 'stage1' of 'hrnet_w18_small' is no module of it"):
+        make_model(backbone="hrnet_w18_small", layers=None)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         fit(make_model(anomaly_source_path=str(tmp_path / "nowhere")), mvtec_root, tmp_path)
     (tmp_path / "empty").mkdir()
