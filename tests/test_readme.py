@@ -89,7 +89,7 @@ def test_a_threshold_for_another_model() -> None:
 
 
 ROWS = re.compile(r"<!-- rows of (\S+) where noise_ratio=(\S+): (.*) -->\n((?:\|.*\n)+)")
-PRINTED = ("README.md", "experiments/README.md", "docs/results.md")
+PRINTED = ("README.md", "experiments/README.md", "docs/results.md", "docs/thresholds.md")
 
 
 @pytest.mark.parametrize("page", PRINTED)
