@@ -315,13 +315,19 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         self.training_history.record(self.current_epoch, data.image_confidence(), *data.cross_domain_scores())
         # for Lightning's EarlyStopping: 1 where the ranking of the training images no longer changes
         self.log_epoch(ranking_agreement=self.training_history.agreement())
+        if self.current_epoch + 1 == self.trainer.max_epochs:  # the last checkpoint holds the report
+            self.training_report()
+
+    def on_train_end(self) -> None:
+        """Make the report of a training that was stopped early while the training set is at hand."""
+        super().on_train_end()
+        self.training_report()
 
     def training_report(self) -> TrainingReport | None:
         """Return each training image's score by students neither trained on it nor descended from one that was.
 
-        They have the mean and the spread of the global student's own scores of these images, which it is asked for once
-        an epoch, within a fit. ``None`` before a training, and where some image has no score: without pseudo-normal
-        targets, after a warm-up.
+        They have the mean and the spread of the trained global student's own scores of these images. ``None`` before a
+        training, and where some image has no score: without pseudo-normal targets, after a warm-up.
         """
         history, student = self.training_history, self.model.student
         if history is None:

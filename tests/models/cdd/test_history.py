@@ -158,11 +158,12 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
     assert expected[-1].isnan().any()
 
 
-@pytest.mark.parametrize(("epochs", "cache"), [(1, True), (3, False)])
+@pytest.mark.parametrize(("epochs", "cache", "asked"), [(1, True, True), (3, False, True), (2, True, False)])
 def test_a_report_is_of_the_size_of_the_trained_models_own_scores(
-    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path, epochs: int, cache: bool
+    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path, epochs: int, cache: bool, asked: bool
 ) -> None:
-    model, data = make_model(cache=cache, domains=(2,), domain_students="persistent"), make_data(train_batch_size=5)
+    options = {} if asked else {"post_processor": False, "audit": False}
+    data, model = make_data(train_batch_size=5), make_model(cache=cache, domain_students="persistent", **options)
     make_engine(max_epochs=epochs).fit(model, datamodule=data)
     batches = iterate_predictions(model, data.train_data, batch_size=5, device=model.device, progress=False)
     own = torch.cat([scores for _, scores, _, _ in batches])
@@ -170,7 +171,8 @@ def test_a_report_is_of_the_size_of_the_trained_models_own_scores(
     assert torch.allclose(model.training_history.own, torch.stack([mean, spread]), rtol=1e-2)
     reported = torch.from_numpy(model.training_report().scores)
     assert (reported.mean() - mean).abs() < spread
-    assert own.min() <= model.post_processor.image_threshold <= own.max() + spread
+    if asked:
+        assert own.min() <= model.post_processor.image_threshold <= own.max() + spread
     loaded = Cdd.load_from_checkpoint(next((tmp_path / "results").rglob("*.ckpt")))
     assert torch.equal(loaded.training_history.own, model.training_history.own)
 
