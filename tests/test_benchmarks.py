@@ -58,6 +58,17 @@ def test_a_row_that_fails_is_told_and_the_others_are_kept(
     assert "failed: out of it" in capsys.readouterr().out
 
 
+def test_anomalies_on_drawn_parts_keep_to_the_part(tmp_path: Path) -> None:
+    assert synthesis.main(["--output", str(tmp_path / "parts.png"), "--size", "96"]) == 0
+    image = Image.open(tmp_path / "parts.png")
+    assert image.size == (8 * 96, 3 * 96)
+    shown = [image.crop((x, y, x + 96, y + 96)) for y in range(0, 288, 96) for x in range(96, 768, 192)]
+    # white on a grey part that has a black ground around it
+    assert [cell.getpixel((2, 2)) for cell in shown] == [(0, 0, 0)] * 12
+    assert sum((255, 255, 255) in set(cell.getdata()) for cell in shown) >= 10
+    assert [cell.getpixel((48, 48)) != (0, 0, 0) for cell in shown] == [True] * 12
+
+
 def test_twelve_synthetic_anomalies_are_drawn(mvtec_root: Path, tmp_path: Path) -> None:
     picture = tmp_path / "new" / "anomalies.png"
     folder = mvtec_root / "bottle" / "train" / "good"
