@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 CELLS = {
     "fuad": 4 * 4 * 4 * 3,
     "cleaning": 4 * 2 * 12 * 3,
-    "rivals": 4 * 12 * 3,
+    "rivals": 4 * 13 * 3,
     "bottle": 2 * 5 * 3,
     "few_images": 3 * 4 * 3,
     "small_sets": 3 * 5 * 3,
