@@ -177,6 +177,17 @@ def test_a_report_is_of_the_size_of_the_trained_models_own_scores(
     assert torch.equal(loaded.training_history.own, model.training_history.own)
 
 
+def test_a_training_that_is_stopped_early_has_the_scale_of_its_report(
+    make_model: Model, make_data: Data, make_engine: Engines
+) -> None:
+    stop = EarlyStopping("epoch_ranking_agreement", mode="max", patience=9, stopping_threshold=-2)
+    model = make_model(post_processor=False)
+    engine = make_engine(max_epochs=4, callbacks=[stop])
+    engine.fit(model, datamodule=make_data())
+    assert engine.trainer.current_epoch < 4
+    assert model.training_history.own.isfinite().all()
+
+
 def test_history_is_saved_and_resumed(make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path) -> None:
     model, data = make_model(), make_data()
     make_engine(max_epochs=3).fit(model, datamodule=data)
