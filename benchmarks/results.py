@@ -3,7 +3,7 @@
 """The page of results: ``python -m benchmarks.results`` makes docs/results.md and its picture of a grid's results.csv.
 
 Nothing on the page is written by hand: other rows make other tables, another picture and other advice. The curves of
-learning and forgetting that docs/training.md shows are made beside, of the curves.csv of a grid of long trainings.
+learning and forgetting that docs/training.md shows are made beside, of the curves.csv of grids of long trainings.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from anomalib_cdd.training.files import written_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS = "experiments/four_sets/results.csv"
-COURSE = "experiments/small_sets/curves.csv"
+COURSES = ("experiments/bottle/curves.csv", "experiments/small_sets/curves.csv")
 RATIO = 0.1
 X, Y = "noise_AP", "image_AUROC_overlap"
 INFERENCE = "inference_seconds"
@@ -299,12 +299,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default=RESULTS, help="results.csv of a grid, relative to the repository")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of results.md and the pictures")
-    parser.add_argument("--course", default=COURSE, help="curves.csv of a grid, relative to the repository")
+    parser.add_argument("--courses", nargs="*", default=COURSES, help="curves.csv of grids, relative to the repository")
     options = parser.parse_args(arguments)
     done = read(ROOT / options.results)
     _save(picture(done), options.output / "results.svg", ROOT / options.results)
-    for data, figure in course(pd.read_csv(ROOT / options.course)).items():
-        _save(figure, options.output / f"learning_{data}.svg", ROOT / options.course)
+    for path in options.courses:
+        for data, figure in course(pd.read_csv(ROOT / path)).items():
+            _save(figure, options.output / f"learning_{data}.svg", ROOT / path)
     with written_whole(options.output / "results.md") as draft:
         draft.write_text(page(done, options.results), encoding="utf-8")
     print(f"{options.output / 'results.md'} and results.svg: {len(done)} cells")

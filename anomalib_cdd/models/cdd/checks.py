@@ -17,7 +17,14 @@ logger = logging.getLogger(__name__)
 
 CHOICES = {"selection": ("consensual", "next", "all")}
 # what the domain students and their targets alone read
-OF_DOMAIN_STUDENTS = ("domains", "domain_students", "regularization", "selection", "confident_once")
+OF_DOMAIN_STUDENTS = (
+    "domains",
+    "domain_students",
+    "regularization",
+    "selection",
+    "confident_once",
+    "confident_patches",
+)
 # 200 epochs of plain Reverse Distillation on the paper's 230 images a category, in batches of 16
 PAPER_STEPS = 2900
 # rules of thumb, see docs/training.md
@@ -40,8 +47,7 @@ def check_options(options: Any, defaults: dict[str, Any]) -> None:  # Lightning'
             _refuse(name, options[name], f"one of {', '.join(choices)}")
     if not options.domains or min(options.domains) < 2:
         _refuse("domains", options.domains, "a schedule of numbers of domains, each 2 or more")
-    if not 0 <= options.max_confident <= 1:
-        _refuse("max_confident", options.max_confident, "in [0, 1]")
+    _check_confident(options)
     kind = options.regularization
     if isinstance(kind, str) and kind not in {"s-curve", "linear"}:
         _refuse("regularization", kind, "s-curve, linear or a number")
@@ -66,6 +72,15 @@ def check_options(options: Any, defaults: dict[str, Any]) -> None:  # Lightning'
             "pseudo_normal is off, so that no domain student is trained: %s has no effect.",
             ", ".join(f"{name} ({options[name]!r})" for name in idle),
         )
+
+
+def _check_confident(options: Any) -> None:
+    for name in ("max_confident", "confident_patches"):
+        if not 0 <= options[name] <= 1:
+            _refuse(name, options[name], "in [0, 1]")
+    if options.confident_patches and options.selection == "all":
+        msg = "confident_patches needs one student's word on each patch; selection is 'all'. Take consensual or next."
+        raise ValueError(msg)
 
 
 def _check_domain_students(kind: str | float) -> None:

@@ -102,6 +102,7 @@ class Plan(NamedTuple):
         across: Whether domain students are trained and asked.
         warm_up: Whether the epoch is plain Reverse Distillation.
         persistent: Whether domain students live on.
+        recalls: Whether the previous student is asked about the training set.
         first: The first epoch with these folds.
     """
 
@@ -111,6 +112,7 @@ class Plan(NamedTuple):
     across: bool
     warm_up: bool
     persistent: bool
+    recalls: bool
     first: int
 
 
@@ -126,17 +128,22 @@ def plan_epoch(epoch: int, epochs: int, images: int, options: Any) -> Plan:
     warm_up = epoch < options.warmup_epochs
     across = options.pseudo_normal and not warm_up
     guided = (options.confidence_guidance or options.confident_distillation) and not warm_up
+    # of two students the other one is the candidate
+    chooses = options.selection == "consensual" and max(options.domains) > 2
+    asks = bool(options.regularization) or chooses or (guided and options.max_confident > 0)
     count = domain_count(epoch, epochs, options.domains) if options.domain_construction and not warm_up else 1
     first = epoch
     while first > options.warmup_epochs and domain_count(first - 1, epochs, options.domains) == count:
         first -= 1
+    confident = confident_count(epoch, epochs, images, options.max_confident) if guided else 0
     return Plan(
         domains=count,
-        confident=confident_count(epoch, epochs, images, options.max_confident) if guided else 0,
+        confident=confident,
         weight=regularization_weight(epoch, epochs, options.regularization) if across else 0.0,
         across=across,
         warm_up=warm_up,
         persistent=across and epoch < persistent_epochs(epochs, options.domain_students),
+        recalls=(across and asks) or confident > 0,
         first=first,
     )
 

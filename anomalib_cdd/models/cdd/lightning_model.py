@@ -44,7 +44,7 @@ from .domains import (
     visits_of,
 )
 from .history import TrainingHistory
-from .loss import Selection, perturb, target_distance
+from .loss import Selection, perturb, target_distance, with_confident_patches
 from .torch_model import CddModel
 from .training_set import TrainingSet
 
@@ -96,6 +96,9 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             (Table 4, Conf.D.; Eq. 21).
         confident_once: Whether the global student visits a confident image once an epoch, with all domain students as
             candidates; the paper's visits it once per domain, each time without that domain's student.
+        confident_patches: Share of the patches of a batch, those on which the other domain's student agrees with the
+            teacher most, that the global student learns from the teacher, whatever the image; 0, the paper's, is off.
+            It may stand in for confident images (``max_confident=0``).
         warmup_epochs: First epochs as plain Reverse Distillation.
         learning_rate: Adam's, for every student.
         seed: Seed of the students' initial weights, of partitions, orders and noise, whatever was drawn before.
@@ -138,6 +141,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         pseudo_normal: bool = True,
         confident_distillation: bool = True,
         confident_once: bool = True,
+        confident_patches: float = 0.0,
         warmup_epochs: int = 0,
         learning_rate: float = 0.005,
         seed: int = 0,
@@ -201,7 +205,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
 
         # lines 6 to 9: confidence by the previous student, domains around the confident images
         with self.finite("the previous student's recall"):
-            data.recall(previous, needed=plan.across or plan.confident > 0)
+            data.recall(previous, needed=plan.recalls)
         folds = draw_folds(len(data), plan, options.seed) if plan.persistent else ()
         guided = options.confidence_guidance and not plan.warm_up
         domains = partition(data.confidence, plan.confident, plan.domains, generator, guided, folds)
@@ -239,7 +243,10 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             if targets is None:
                 loss = distance(target, output)
             else:
-                loss = target_distance(targets(own, target), output, options.selection)
+                said = targets(own, target)
+                if options.confident_patches:
+                    said = with_confident_patches(said, target, options.confident_patches)
+                loss = target_distance(said, output, options.selection)
             self.optimize(global_optimizer, loss, "global")
             yield
 

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""Confidence, the noise on features and the pseudo-normal target (CDD Eq. 12, 17 to 20).
+"""Confidence, the noise on features and the pseudo-normal target (CDD Eq. 12, 17 to 20), and confident patches.
 
 Pure functions. A "levels" argument is a list of L tensors ``(B, C_l, H_l, W_l)``.
 """
@@ -93,6 +93,34 @@ def pseudo_normal(candidates: Sequence[Levels], weights: Tensor, selection: Sele
             else:
                 target[used] = level[used].to(dtype)
     return targets
+
+
+def with_confident_patches(target: Levels, teacher: Levels, share: float) -> list[Tensor]:
+    """Put the teacher's own features where a pseudo-normal target agrees with them most.
+
+    The paper takes whole images straight from the teacher (Eq. 21). A good image has patches that nobody foretells, and
+    a bad one mostly patches that everybody does: here each patch is judged by the student that has not learned it.
+
+    Args:
+        target: Of :func:`pseudo_normal`, ``"all"`` excepted.
+        teacher: The teacher's levels of the same images.
+        share: Of the batch's patches, level by level, in (0, 1].
+
+    Returns:
+        Levels in fp32. An image's target is scaled to its teacher's where the two agree: the loss knows the
+        direction of a whole level alone, and lengths at its patches have to fit together.
+    """
+    mixed = []
+    for said, own in zip(target, teacher, strict=True):
+        a, b = said.float(), own.float()
+        agreement = pixel_cosine(a, b)
+        least = agreement.flatten().kthvalue(agreement.numel() - max(1, round(share * agreement.numel())) + 1).values
+        agrees = (agreement >= least)[:, None]
+        product, squared = (((a * x) * agrees).sum(dim=(1, 2, 3), keepdim=True) for x in (b, a))
+        # where an image has no such patch nothing says how long its target should be
+        scale = torch.where(squared > 0, product / squared.clamp_min(EPSILON), 1.0)
+        mixed.append(torch.where(agrees, b, scale * a))
+    return mixed
 
 
 def target_distance(target: Levels, output: Levels, selection: Selection) -> Tensor:

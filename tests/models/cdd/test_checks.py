@@ -36,6 +36,8 @@ Engines = Callable[..., Engine]
         ({"domains": (2, 1)}, r"domains is \(2, 1\)"),
         ({"max_confident": 1.5}, r"max_confident is 1.5; it has to be in \[0, 1\]"),
         ({"max_confident": float("nan")}, "max_confident is nan"),
+        ({"confident_patches": 1.01}, r"confident_patches is 1.01; it has to be in \[0, 1\]"),
+        ({"confident_patches": 0.9, "selection": "all"}, "confident_patches needs one student's word"),
         ({"regularization": "linaer"}, "regularization is 'linaer'"),
         ({"regularization": -1.0}, "regularization is -1.0"),
         ({"selection": "best"}, "selection is 'best'; it has to be one of consensual, next, all"),

@@ -284,6 +284,43 @@ def test_no_gradient_reaches_a_target(
     assert seen["target_distance"] > 0
 
 
+def test_confident_patches_come_from_the_teacher_and_nobody_is_asked_in_vain(
+    make_model: Model,
+    make_data: Data,
+    make_engine: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without confident images, with two domains and no regularisation nothing reads the previous student."""
+    shares, recalls = [], []
+    target_distance, recall = lightning_model.target_distance, TrainingSet.recall
+    mix = lightning_model.with_confident_patches
+
+    def mixing(said: Any, teacher: Any, share: float) -> Any:
+        mixed = mix(said, teacher, share)
+        shares.extend(float((a == b).all(dim=1).float().mean()) for a, b in zip(mixed, teacher, strict=True))
+        monkeypatch.setattr(
+            lightning_model,
+            "target_distance",
+            lambda target, output, selection: _same(target, mixed) or target_distance(target, output, selection),
+        )
+        return mixed
+
+    def _same(one: Any, other: Any) -> None:
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+    def recalling(training_set: TrainingSet, previous: Any, needed: bool) -> None:
+        recalls.append(needed)
+        recall(training_set, previous, needed)
+
+    monkeypatch.setattr(lightning_model, "with_confident_patches", mixing)
+    monkeypatch.setattr(TrainingSet, "recall", recalling)
+    model = make_model(domains=(2,), regularization=0.0, confident_patches=0.75, max_confident=0.0)
+    make_engine(max_epochs=3).fit(model, datamodule=make_data())
+    assert recalls == [False] * 3
+    assert shares == pytest.approx([0.75] * len(shares), abs=0.05)
+    assert model.training_report() is not None
+
+
 def test_all_off_is_reverse_distillation(
     make_model: Model,
     make_data: Data,

@@ -9,7 +9,14 @@ import pytest
 import torch
 from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
 
-from anomalib_cdd.models.cdd.loss import candidate_weights, confidence, perturb, pseudo_normal, target_distance
+from anomalib_cdd.models.cdd.loss import (
+    candidate_weights,
+    confidence,
+    perturb,
+    pseudo_normal,
+    target_distance,
+    with_confident_patches,
+)
 from anomalib_cdd.teachers.distances import distance, similarity
 
 
@@ -181,3 +188,31 @@ def test_the_gradient_near_agreement_is_that_of_fp32_in_bf16_too(cosine: float, 
         gradients.append(output.grad.double())
     assert output.grad.dtype == torch.bfloat16
     assert ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item() < 0.005
+
+
+def test_a_patch_that_the_target_foretells_comes_from_the_teacher() -> None:
+    # one level, two images of one row of two patches, two channels; the cosines are 1, 0 and .6, .8
+    teacher = [level([[[2.0, 1.0]], [[0.0, 0.0]]], [[[3.0, 4.0]], [[4.0, 3.0]]])]
+    target = [level([[[4.0, 0.0]], [[0.0, 5.0]]], [[[5.0, 5.0]], [[0.0, 0.0]]])]
+    (half,) = with_confident_patches(target, teacher, 0.5)
+    # image 1 keeps its first patch, where the target is twice too long, image 2 its second, where t = .8 of it fits
+    assert half[0].tolist() == [[[2.0, 0.0]], [[0.0, 2.5]]]
+    assert half[1].flatten().tolist() == pytest.approx([5 * 0.8, 4.0, 0.0, 3.0])
+    (quarter,) = with_confident_patches(target, teacher, 0.25)
+    # nothing of image 2 is kept: its target stays as it is
+    assert quarter[0].tolist() == [[[2.0, 0.0]], [[0.0, 2.5]]]
+    assert quarter[1].tolist() == target[0][1].tolist()
+    (whole,) = with_confident_patches(target, teacher, 1.0)
+    assert whole.tolist() == teacher[0].tolist()
+
+
+def test_confident_patches_are_chosen_level_by_level() -> None:
+    torch.manual_seed(0)
+    teacher = [torch.randn(3, 4, 10, 10), torch.randn(3, 8, 5, 5)]
+    target = [torch.randn_like(part).bfloat16() for part in teacher]
+    for share in (0.1, 0.9):
+        for mixed, own, said in zip(with_confident_patches(target, teacher, share), teacher, target, strict=True):
+            kept = (mixed == own).all(dim=1)
+            assert kept.float().mean().item() == pytest.approx(share, abs=0.01)
+            agreement = torch.cosine_similarity(own, said.float(), dim=1)
+            assert agreement[kept].min() > agreement[~kept].max()
