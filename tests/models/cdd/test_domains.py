@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedules and partition against values worked out by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from anomalib_cdd.models.cdd.domains import (
     domain_count,
     epoch_generator,
     partition,
+    plan_epoch,
     regularization_weight,
     visits_of,
 )
@@ -99,3 +102,23 @@ def test_visits_are_those_of_every_domain() -> None:
     assert visits_of(domains, once=True, dealt=True).tolist()[3:] == [[4, 0], [2, 1]]
     apart = Domains(torch.tensor([4]), (torch.tensor([0, 4]), torch.tensor([1])), shared=False)
     assert visits_of(apart).tolist() == [[0, 0], [4, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "asked"),
+    [
+        ({}, False),
+        ({"max_confident": 0.5}, True),
+        ({"max_confident": 0.5, "confidence_guidance": False, "confident_distillation": False}, False),
+        ({"regularization": "s-curve"}, True),
+        ({"domains": (3,)}, True),
+        ({"domains": (3,), "selection": "next"}, False),
+        ({"regularization": 1.0, "pseudo_normal": False}, False),
+    ],
+)
+def test_the_previous_student_is_asked_where_something_reads_its_answers(changed: dict, asked: bool) -> None:
+    options = {"warmup_epochs": 0, "pseudo_normal": True, "confidence_guidance": True, "confident_distillation": True}
+    options |= {"domain_construction": True, "domains": (2,), "max_confident": 0.0, "regularization": 0.0}
+    options |= {"domain_students": "persistent", "selection": "consensual"}
+    plan = plan_epoch(2, 10, 20, SimpleNamespace(**options | changed))
+    assert plan.recalls == asked

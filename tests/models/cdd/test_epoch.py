@@ -317,6 +317,7 @@ def test_confident_patches_come_from_the_teacher_and_nobody_is_asked_in_vain(
     model = make_model(domains=(2,), regularization=0.0, confident_patches=0.75, max_confident=0.0)
     make_engine(max_epochs=3).fit(model, datamodule=make_data())
     assert recalls == [False] * 3
+    assert len(shares) == 3 * 3 * steps(IMAGES)  # levels, epochs, batches
     assert shares == pytest.approx([0.75] * len(shares), abs=0.05)
     assert model.training_report() is not None
 
