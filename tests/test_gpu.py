@@ -20,10 +20,10 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_cdd import Cdd, CrossPatch, Dmdd, Dtsnet, InReach, Mhkd, MVTecNoisy, ReContrast, SoftPatch, Urd
 from anomalib_cdd.cleaning import cross_domain_scores, score_images
+from anomalib_cdd.models.cdd.lightning_model import PAPER
 from anomalib_cdd.training.report import ReportsTraining
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-PAPER = {"domains": [2, 3, 3, 2], "domain_students": "forked", "regularization": "s-curve", "confident_once": False}
 MODELS: dict[str, tuple[type[AnomalibModule], dict[str, Any]]] = {
     "Cdd": (Cdd, {}),
     "Cdd, the paper's": (Cdd, PAPER),

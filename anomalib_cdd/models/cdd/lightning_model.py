@@ -98,7 +98,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             candidates; the paper's visits it once per domain, each time without that domain's student.
         confident_patches: Share of the patches of a batch, those on which the other domain's student agrees with the
             teacher most, that the global student learns from the teacher, whatever the image; 0, the paper's, is off.
-            It may stand in for confident images (``max_confident=0``).
+            It may stand in for confident images (``max_confident=0``). Of several devices each chooses from its share.
         warmup_epochs: First epochs as plain Reverse Distillation.
         learning_rate: Adam's, for every student.
         seed: Seed of the students' initial weights, of partitions, orders and noise, whatever was drawn before.
