@@ -132,7 +132,8 @@ def test_dead_loader_workers_end_it_soon_with_an_error(nursery: Nursery, cache: 
     assert re.search("killing [24] workers", life.output)
     assert life.status == 3
     assert life.seconds < SOON
-    assert "RuntimeError: DataLoader worker" in life.output
+    # the second where one died while it handed a batch over
+    assert re.search("RuntimeError: DataLoader worker|ConnectionResetError", life.output)
     assert not any(nursery.cache.glob("*"))
 
 
