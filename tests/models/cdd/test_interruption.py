@@ -132,8 +132,8 @@ def test_dead_loader_workers_end_it_soon_with_an_error(nursery: Nursery, cache: 
     assert re.search("killing [24] workers", life.output)
     assert life.status == 3
     assert life.seconds < SOON
-    # the second where one died while it handed a batch over
-    assert re.search("RuntimeError: DataLoader worker|ConnectionResetError", life.output)
+    # the others where one died while it handed a batch over
+    assert re.search("RuntimeError: DataLoader worker|Connection[A-Za-z]*Error|EOFError|FileNotFoundError", life.output)
     assert not any(nursery.cache.glob("*"))
 
 
