@@ -233,15 +233,17 @@ def serve(data: str, folder: Path) -> None:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             # a test run that was started in the background ignores Ctrl-C, and so would its children
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            status = 1
+            status = 3
             try:
                 train(data, folder, order)
                 status = 0
             except BaseException as error:  # noqa: BLE001  # a process ends here, however it does
-                status = error.code if isinstance(error, SystemExit) else 3
+                if isinstance(error, SystemExit):
+                    status = error.code
                 sys.excepthook(*sys.exc_info())
-            sys.stderr.flush()
-            os._exit(status)
+            finally:  # a second dead worker raises where the first one's error is told
+                sys.stderr.flush()
+                os._exit(status)
         ended = {}
         while running:
             process, status = os.wait()
