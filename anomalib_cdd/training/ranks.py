@@ -75,6 +75,14 @@ class Ranks:
         distributed.all_reduce(total)
         return total.to(values.device)
 
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the values of all ranks, of equal shapes, stacked along a new first dimension."""
+        if self.count == 1:
+            return values[None]
+        everyone = [torch.empty_like(values) for _ in range(self.count)]
+        distributed.all_gather(everyone, values.contiguous())
+        return torch.stack(everyone)
+
     def tell(self, said: Any) -> Any:  # whatever can be pickled
         """Return what the first rank said."""
         if self.count == 1:

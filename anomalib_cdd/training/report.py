@@ -22,7 +22,7 @@ class TrainingReport:
         image_paths: Paths of the images, in the order of the training set.
         scores: One per image, shape ``(N,)``, higher is more anomalous, on the scale of the model's scores of new
             images. NaN where nobody who has not learned from the image was asked.
-        curves: Values over the epochs by name, each of shape ``(E, N)``, such as a confidence; may be empty.
+        curves: Values over the epochs by name, each of shape ``(E, N)``, such as standardised scores; may be empty.
     """
 
     image_paths: list[str]

@@ -77,9 +77,11 @@ def test_a_fit_of_cdd_leaves_scores_and_page(fit: Fit, mvtec_root: Path) -> None
     assert [str(root / name) for name in scores["image_path"]] == [
         str(Path(report.image_paths[row]).resolve()) for row in order
     ]
-    # confidence over epochs, of the right image
-    for epoch, values in enumerate(report.curves["confidence"], start=1):
-        assert scores[f"confidence_{epoch}"].tolist() == pytest.approx(values[order].tolist(), rel=1e-4, nan_ok=True)
+    # scores over epochs, of the right image
+    for epoch, values in enumerate(report.curves["standard_score"], start=1):
+        assert scores[f"standard_score_{epoch}"].tolist() == pytest.approx(
+            values[order].tolist(), rel=1e-4, nan_ok=True
+        )
     assert [image["name"] for image in images_of(folder / "index.html")] == scores["image_path"].tolist()
 
 

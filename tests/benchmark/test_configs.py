@@ -22,7 +22,7 @@ CELLS = {
     "fuad": 4 * 4 * 5 * 3,
     "cleaning": 4 * 2 * 12 * 3,
     "rivals": 4 * 13 * 3,
-    "bottle": 2 * 5 * 3,
+    "bottle": (6 + 5) * 3,
     "few_images": 3 * 4 * 3,
     "small_sets": 3 * 6 * 3,
     "ablation_table4": 2 * 6 * 3,

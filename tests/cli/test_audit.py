@@ -126,7 +126,7 @@ def test_the_images_of_the_training_have_the_trainings_report(
     assert scores["score"].tolist() == pytest.approx(sorted(report.scores.tolist(), reverse=True), rel=1e-5)
     assert set(scores["sample"]) == {"out-of-sample"}
     assert "percentile" not in scores
-    assert "confidence_2" in scores
+    assert "standard_score_2" in scores
 
 
 def test_a_folder_of_new_images_and_some_that_were_trained_on_says_which_are_in_sample(

@@ -25,6 +25,8 @@ OF_DOMAIN_STUDENTS = (
     "confident_once",
     "confident_patches",
 )
+# what is about confident images alone
+OF_CONFIDENT_IMAGES = ("confidence_guidance", "confident_distillation", "confident_once")
 # 200 epochs of plain Reverse Distillation on the paper's 230 images a category, in batches of 16
 PAPER_STEPS = 2900
 # rules of thumb, see docs/training.md
@@ -66,20 +68,28 @@ def check_options(options: Any, defaults: dict[str, Any]) -> None:  # Lightning'
             "from. Switch pseudo_normal off too."
         )
         raise ValueError(msg)
-    idle = [name for name in OF_DOMAIN_STUDENTS if options[name] and options[name] != defaults[name]]
-    if idle and not options.pseudo_normal:
-        logger.warning(
-            "pseudo_normal is off, so that no domain student is trained: %s has no effect.",
-            ", ".join(f"{name} ({options[name]!r})" for name in idle),
-        )
+    if not options.pseudo_normal:
+        idle = [name for name in OF_DOMAIN_STUDENTS if options[name] and options[name] != defaults[name]]
+        _tell_idle("pseudo_normal is off, so that no domain student is trained", idle, options)
+    elif not options.max_confident:
+        idle = [name for name in OF_CONFIDENT_IMAGES if options[name] != defaults[name]]
+        _tell_idle("max_confident is 0, so that there are no confident images", idle, options)
+
+
+def _tell_idle(why: str, idle: list[str], options: Any) -> None:
+    if idle:
+        logger.warning("%s: %s has no effect.", why, ", ".join(f"{name} ({options[name]!r})" for name in idle))
 
 
 def _check_confident(options: Any) -> None:
     for name in ("max_confident", "confident_patches"):
         if not 0 <= options[name] <= 1:
             _refuse(name, options[name], "in [0, 1]")
-    if options.confident_patches and options.selection == "all":
-        msg = "confident_patches needs one student's word on each patch; selection is 'all'. Take consensual or next."
+    if options.pseudo_normal and options.confident_patches and options.selection == "all":
+        msg = (
+            f"confident_patches ({options.confident_patches}) needs one student's word on each patch; selection is "
+            "'all'. Set confident_patches to 0, or selection to consensual or next."
+        )
         raise ValueError(msg)
 
 

@@ -57,20 +57,19 @@ class TrainingHistory:
         each epoch that has a score of an image then counts alike, as what is rare is learned last. Domain students and
         the global student do not learn at the same pace: the result has the mean and the standard deviation of the
         global student's own scores of these images, where they are known, else of the last domain students'. ``None``
-        where an image never had a score, as without pseudo-normal targets.
+        where an image never had a score, as without pseudo-normal targets. The curves are the standardised scores, in
+        standard deviations, NaN where an epoch gave none.
         """
         asked = [epoch for epoch, scale in enumerate(self.scale) if scale.isfinite().all()]
         if not asked:
             return None
-        mean, spread = torch.stack([self.scale[epoch] for epoch in asked]).T
-        values = torch.stack([self.cross_domain[epoch] for epoch in asked])
-        standardised = ((values - mean[:, None]) / spread[:, None].clamp_min(TINY)).nanmean(dim=0)
+        mean, spread = torch.stack(self.scale).T
+        standardised = (torch.stack(self.cross_domain) - mean[:, None]) / spread[:, None].clamp_min(TINY)
         centre, width = self.scale[asked[-1]] if self.own is None else self.own
-        scores = centre + width * standardised
+        scores = centre + width * standardised.nanmean(dim=0)
         if not scores.isfinite().all():
             return None
-        curves = {"confidence": torch.stack(self.confidence).numpy()}
-        return TrainingReport(self.image_paths, scores.numpy(), curves)
+        return TrainingReport(self.image_paths, scores.numpy(), {"standard_score": standardised.numpy()})
 
     def agreement(self) -> float:
         """Return Spearman's correlation, in [-1, 1], of the last two epochs' cross-domain scores.

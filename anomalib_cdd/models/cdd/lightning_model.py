@@ -56,6 +56,8 @@ PAPER = {
     "domain_students": "forked",
     "regularization": "s-curve",
     "confident_once": False,
+    "max_confident": 0.5,
+    "confident_patches": 0.0,
 }
 
 
@@ -67,9 +69,10 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
     Every epoch splits the training set into domains, trains a student of each, and lets the students of the *other*
     domains tell the global student what each image would look like without its anomaly.
 
-    The defaults depart from the paper in ``domains``, ``domain_students``, ``regularization`` and ``confident_once``;
-    :meth:`paper` takes the paper's setting. With ``domain_construction``, ``confidence_guidance``, ``pseudo_normal``
-    and ``confident_distillation`` off and ``feature_noise=0`` it is plain Reverse Distillation.
+    The defaults depart from the paper in ``domains``, ``domain_students``, ``regularization``, ``confident_once``,
+    ``max_confident`` and ``confident_patches``; :meth:`paper` takes the paper's setting. With ``domain_construction``,
+    ``confidence_guidance``, ``pseudo_normal`` and ``confident_distillation`` off and ``feature_noise=0`` it is plain
+    Reverse Distillation.
 
     Args:
         backbone: timm name of the teacher.
@@ -82,7 +85,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         domain_students: ``"persistent"``: they live on from epoch to epoch, each with a fold of the images that stays
             while K stays, so that it is never trained on the other folds. ``"forked"``, the paper's: anew in every
             epoch, from the previous student. A share of the epochs, in (0, 1): persistent that long, forked after.
-        max_confident: Largest share of confident images, in [0, 1] (Eq. 13, Table A1).
+        max_confident: Largest share of confident images, in [0, 1]; the paper's is 0.5 (Eq. 13, Table A1). With 0 there
+            are none, and what is said of them below has no effect: ``confident_patches`` stand in for them.
         regularization: Weight of the previous student in a domain student's loss: a constant, 0 is off; ``"s-curve"``,
             the paper's (Eq. 16), or ``"linear"`` (Table A2).
         selection: Which of the other domains' students gives the pseudo-normal target (Table 6).
@@ -98,7 +102,6 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             candidates; the paper's visits it once per domain, each time without that domain's student.
         confident_patches: Share of the patches of a batch, those on which the other domain's student agrees with the
             teacher most, that the global student learns from the teacher, whatever the image; 0, the paper's, is off.
-            It may stand in for confident images (``max_confident=0``). Of several devices each chooses from its share.
         warmup_epochs: First epochs as plain Reverse Distillation.
         learning_rate: Adam's, for every student.
         seed: Seed of the students' initial weights, of partitions, orders and noise, whatever was drawn before.
@@ -131,7 +134,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         student_width: int = DEFAULT_WIDTH,
         domains: Sequence[int] = (2,),
         domain_students: DomainStudents = "persistent",
-        max_confident: float = 0.5,
+        max_confident: float = 0.0,
         regularization: Literal["s-curve", "linear"] | float = 0.0,
         selection: Selection = "consensual",
         feature_noise: float = 0.2,
@@ -141,7 +144,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         pseudo_normal: bool = True,
         confident_distillation: bool = True,
         confident_once: bool = True,
-        confident_patches: float = 0.0,
+        confident_patches: float = 0.95,
         warmup_epochs: int = 0,
         learning_rate: float = 0.005,
         seed: int = 0,
@@ -245,7 +248,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             else:
                 said = targets(own, target)
                 if options.confident_patches:
-                    said = with_confident_patches(said, target, options.confident_patches)
+                    said = with_confident_patches(said, target, options.confident_patches, self.ranks.gather)
                 loss = target_distance(said, output, options.selection)
             self.optimize(global_optimizer, loss, "global")
             yield

@@ -5,7 +5,7 @@
 Pure functions. A "levels" argument is a list of L tensors ``(B, C_l, H_l, W_l)``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Literal
 
@@ -95,7 +95,9 @@ def pseudo_normal(candidates: Sequence[Levels], weights: Tensor, selection: Sele
     return targets
 
 
-def with_confident_patches(target: Levels, teacher: Levels, share: float) -> list[Tensor]:
+def with_confident_patches(
+    target: Levels, teacher: Levels, share: float, gather: Callable[[Tensor], Tensor] = torch.flatten
+) -> list[Tensor]:
     """Put the teacher's own features where a pseudo-normal target agrees with them most.
 
     The paper takes whole images straight from the teacher (Eq. 21). A good image has patches that nobody foretells, and
@@ -105,6 +107,7 @@ def with_confident_patches(target: Levels, teacher: Levels, share: float) -> lis
         target: Of :func:`pseudo_normal`, ``"all"`` excepted.
         teacher: The teacher's levels of the same images.
         share: Of the batch's patches, level by level, in (0, 1].
+        gather: Where several devices share the batch: how to have all their agreements, from one's own ``(B, H, W)``.
 
     Returns:
         Levels in fp32. An image's target is scaled to its teacher's where the two agree: the loss knows the
@@ -113,13 +116,16 @@ def with_confident_patches(target: Levels, teacher: Levels, share: float) -> lis
     mixed = []
     for said, own in zip(target, teacher, strict=True):
         a, b = said.float(), own.float()
-        agreement = pixel_cosine(a, b)
-        least = agreement.flatten().kthvalue(agreement.numel() - max(1, round(share * agreement.numel())) + 1).values
-        agrees = (agreement >= least)[:, None]
-        product, squared = (((a * x) * agrees).sum(dim=(1, 2, 3), keepdim=True) for x in (b, a))
+        product, length = torch.linalg.vecdot(a, b, dim=1), torch.linalg.vecdot(a, a, dim=1)
+        agreement = product / (length * torch.linalg.vecdot(b, b, dim=1)).sqrt().clamp_min(EPSILON)
+        everyone = gather(agreement).flatten()
+        least = everyone.kthvalue(everyone.numel() - max(1, round(share * everyone.numel())) + 1).values
+        agrees = agreement >= least
+        shared, squared = ((x * agrees).sum(dim=(1, 2)) for x in (product, length))
         # where an image has no such patch nothing says how long its target should be
-        scale = torch.where(squared > 0, product / squared.clamp_min(EPSILON), 1.0)
-        mixed.append(torch.where(agrees, b, scale * a))
+        scale = torch.where(squared > 0, shared / squared.clamp_min(EPSILON), 1.0)
+        scaled = a * scale[:, None, None, None]
+        mixed.append(torch.where(agrees[:, None], b, scaled, out=scaled))
     return mixed
 
 

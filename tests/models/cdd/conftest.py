@@ -3,6 +3,7 @@
 """A Cdd that trains in seconds: an untrained tiny teacher, 64 x 64 images, one thread of loading."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ def make_model() -> Callable[..., Cdd]:
         return Cdd(**{**defaults, "pre_processor": small_pre_processor(), **options})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_image_model(make_model: Callable[..., Cdd]) -> Callable[..., Cdd]:
+    """Make a Cdd with confident images, as the paper has them, in place of confident patches."""
+    return partial(make_model, max_confident=0.5, confident_patches=0.0)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ Engines = Callable[..., Engine]
         ({"max_confident": 1.5}, r"max_confident is 1.5; it has to be in \[0, 1\]"),
         ({"max_confident": float("nan")}, "max_confident is nan"),
         ({"confident_patches": 1.01}, r"confident_patches is 1.01; it has to be in \[0, 1\]"),
-        ({"confident_patches": 0.9, "selection": "all"}, "confident_patches needs one student's word"),
+        ({"confident_patches": 0.9, "selection": "all"}, r"confident_patches \(0.9\) needs one student's word"),
         ({"regularization": "linaer"}, "regularization is 'linaer'"),
         ({"regularization": -1.0}, "regularization is -1.0"),
         ({"selection": "best"}, "selection is 'best'; it has to be one of consensual, next, all"),
@@ -267,6 +267,11 @@ def test_options_that_have_no_effect_are_named(make_model: Model, caplog: pytest
     assert not caplog.records
     make_model(**off, selection="all", regularization="linear")
     assert "regularization ('linear'), selection ('all') has no effect" in caplog.text
+    caplog.clear()
+    make_model(confident_once=False, max_confident=0.5)
+    assert not caplog.records
+    make_model(confident_once=False, confident_distillation=False)
+    assert "no confident images: confident_distillation (False), confident_once (False) has no effect" in caplog.text
 
 
 def test_images_that_are_too_small_for_the_blur_are_named(

@@ -83,7 +83,7 @@ def part_sizes(samples: int, count: int) -> list[int]:
 @pytest.mark.parametrize("kind", ["forked", "persistent"])
 @pytest.mark.parametrize("once", [False, True])
 def test_steps_are_those_of_algorithm_1(
-    make_model: Model,
+    make_image_model: Model,
     make_data: Data,
     make_engine: Engines,
     monkeypatch: pytest.MonkeyPatch,
@@ -92,7 +92,7 @@ def test_steps_are_those_of_algorithm_1(
 ) -> None:
     recorder = Recorder(monkeypatch)
     engine = make_engine(max_epochs=4)
-    model = make_model(domains=(2, 3), confident_once=once, domain_students=kind)
+    model = make_image_model(domains=(2, 3), confident_once=once, domain_students=kind)
     engine.fit(model, datamodule=make_data())
     expected = []
     for epoch, count in enumerate([2, 2, 3, 3]):
@@ -215,7 +215,7 @@ def relative_gap(first: list[Tensor], second: list[Tensor]) -> float:
     ],
 )
 def test_targets_are_by_hand_those_of_students_that_did_not_see_the_image(
-    make_model: Model,
+    make_image_model: Model,
     make_data: Data,
     make_engine: Engines,
     monkeypatch: pytest.MonkeyPatch,
@@ -254,7 +254,7 @@ def test_targets_are_by_hand_those_of_students_that_did_not_see_the_image(
         return targets(training_set, students, visits, *rest)
 
     monkeypatch.setattr(TrainingSet, "targets", check)
-    model = make_model(
+    model = make_image_model(
         domains=(count,), selection=selection, cache=cache, learning_rate=0.05, confident_once=visited == "once"
     )
     make_engine(max_epochs=3).fit(model, datamodule=make_data())
@@ -295,8 +295,8 @@ def test_confident_patches_come_from_the_teacher_and_nobody_is_asked_in_vain(
     target_distance, recall = lightning_model.target_distance, TrainingSet.recall
     mix = lightning_model.with_confident_patches
 
-    def mixing(said: Any, teacher: Any, share: float) -> Any:
-        mixed = mix(said, teacher, share)
+    def mixing(said: Any, teacher: Any, share: float, gather: Any) -> Any:
+        mixed = mix(said, teacher, share, gather)
         shares.extend(float((a == b).all(dim=1).float().mean()) for a, b in zip(mixed, teacher, strict=True))
         monkeypatch.setattr(
             lightning_model,
@@ -314,7 +314,7 @@ def test_confident_patches_come_from_the_teacher_and_nobody_is_asked_in_vain(
 
     monkeypatch.setattr(lightning_model, "with_confident_patches", mixing)
     monkeypatch.setattr(TrainingSet, "recall", recalling)
-    model = make_model(domains=(2,), regularization=0.0, confident_patches=0.75, max_confident=0.0)
+    model = make_model(confident_patches=0.75)
     make_engine(max_epochs=3).fit(model, datamodule=make_data())
     assert recalls == [False] * 3
     assert len(shares) == 3 * 3 * steps(IMAGES)  # levels, epochs, batches
@@ -357,7 +357,7 @@ def test_all_off_is_reverse_distillation(
 
 
 def test_confident_images_are_those_that_the_previous_student_reproduces_best(
-    make_model: Model,
+    make_image_model: Model,
     make_data: Data,
     make_engine: Engines,
     monkeypatch: pytest.MonkeyPatch,
@@ -375,7 +375,7 @@ def test_confident_images_are_those_that_the_previous_student_reproduces_best(
         assert torch.allclose(training_set.confidence, expected[-1], atol=1e-5)
 
     monkeypatch.setattr(TrainingSet, "recall", by_hand)
-    make_engine(max_epochs=3).fit(make_model(learning_rate=0.02), datamodule=make_data())
+    make_engine(max_epochs=3).fit(make_image_model(learning_rate=0.02), datamodule=make_data())
     assert not torch.allclose(expected[1], expected[2], atol=1e-3)
     for epoch in (1, 2):
         confident = recorder.domains[epoch].confident
@@ -443,14 +443,14 @@ def test_domain_loss_is_equation_15(
 
 @pytest.mark.parametrize(("relative", "sigma"), [(False, 0.2), (True, 0.5), (False, 0.0)])
 def test_noise_is_on_the_global_students_input_in_the_cross_domain_stage_alone(
-    make_model: Model,
+    make_image_model: Model,
     make_data: Data,
     make_engine: Engines,
     monkeypatch: pytest.MonkeyPatch,
     relative: bool,
     sigma: float,
 ) -> None:
-    model = make_model(feature_noise=sigma, relative_noise=relative)
+    model = make_image_model(feature_noise=sigma, relative_noise=relative)
     inputs: list[list[Tensor]] = []
     noise: dict[str, list[Tensor]] = {"global": [], "confident": []}
     update = Cdd.optimize

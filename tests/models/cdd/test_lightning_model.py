@@ -358,7 +358,7 @@ def test_lower_precision_trains_to_about_the_same(
 
 
 def test_progress_moves_within_the_epoch_and_everything_is_logged(
-    make_model: Model,
+    make_image_model: Model,
     make_data: Data,
     make_engine: Engines,
     tmp_path: Path,
@@ -370,7 +370,7 @@ def test_progress_moves_within_the_epoch_and_everything_is_logged(
             seen.append(trainer.global_step)  # type: ignore[attr-defined]
 
     engine = make_engine(4, callbacks=[Watch()], logger=CSVLogger(tmp_path, name="log"))
-    engine.fit(make_model(domains=(2, 3), regularization="s-curve"), datamodule=make_data())
+    engine.fit(make_image_model(domains=(2, 3), regularization="s-curve"), datamodule=make_data())
     steps = np.diff([0, *seen])
     assert len(steps) == 16
     assert (steps > 0).all()

@@ -26,13 +26,13 @@ SPOILT_EPOCH = 2
 
 @pytest.fixture
 def diverge(
-    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path
+    make_image_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path
 ) -> Callable[..., tuple[str, dict[str, Any]]]:
     """Train until it diverges; return the error's message and the checkpoint that is left."""
 
     def run(model: Cdd | None = None, **options: Any) -> tuple[str, dict[str, Any]]:
         with pytest.raises(NotFiniteError) as raised:
-            make_engine(4).fit(model or make_model(**options), datamodule=make_data())
+            make_engine(4).fit(model or make_image_model(**options), datamodule=make_data())
         [checkpoint] = (tmp_path / "results").rglob("*.ckpt")
         return str(raised.value), torch.load(checkpoint, weights_only=True)
 

@@ -16,9 +16,11 @@ import torch
 SCRIPT = Path(__file__).with_name("several_devices.py")
 # two ranks that begin a second fit at once race for the same new folder of anomalib's
 APART = {"folder_of_rank": {"0": "first", "1": "second"}}
+# the paper's confident images in place of patches
+IMAGES = {"max_confident": 0.5, "confident_patches": 0.0}
 CASES = [
     {"name": "disk", "options": {"cache_memory_gb": 0}, "epochs": 1},
-    {"name": "forked", "no_batch_norm": True, "options": {"domain_students": "forked"}, **APART},
+    {"name": "forked", "no_batch_norm": True, "options": {"domain_students": "forked", **IMAGES}, **APART},
     {"name": "uncached", "no_batch_norm": True, "options": {"cache": False}, **APART},
     {
         "name": "persistent",
