@@ -25,7 +25,7 @@ CELLS = {
     "bottle": (6 + 5) * 3,
     "few_images": 3 * 4 * 3,
     "small_sets": 3 * 6 * 3,
-    "ablation_table4": 2 * 6 * 3,
+    "ablation_table4": 2 * (6 + 1) * 3,
     "ablation_table5": 5 * 3,
     "ablation_table6": 3 * 3,
     "ablation_table_a1": 5 * 3,
@@ -83,7 +83,9 @@ def test_a_grid_has_its_cells_and_no_two_are_the_same(name: str) -> None:
 
 def test_table_4_has_the_papers_rows() -> None:
     rows = []
-    for arguments in models_of("ablation_table4").values():
+    models = models_of("ablation_table4")
+    assert models.pop("default") == models_of("fuad")["cdd"]
+    for arguments in models.values():
         assert arguments["domains"] == [2]
         rows.append("".join("x" if arguments[name] == on else "-" for name, on in TICKS.items()))
         assert all(arguments[name] in {on, 0} for name, on in TICKS.items())
@@ -102,6 +104,7 @@ def test_an_ablation_changes_its_switch_alone(name: str) -> None:
 def test_the_ablations_stand_on_the_papers_setting() -> None:
     full = models_of("ablation_table5")["k2"]
     assert all(full[name] == on for name, on in TICKS.items())
+    assert (full["max_confident"], full["confident_patches"]) == (0.5, 0.0)
     assert all(arguments["domains"] == [3] for arguments in models_of("ablation_table6").values())
     assert models_of("ablation_table4")["all"] == models_of("ablation_table_a2")["s_curve"] == full
     a1 = models_of("ablation_table_a1")["r50"]
