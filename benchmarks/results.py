@@ -160,9 +160,11 @@ def advice(done: pd.DataFrame) -> Iterator[str]:
             others = [model for model in by_seed if model != best]
             near = [model for model in others if not _ahead(by_seed, best, model, question.is_better)]
             doubt = f"; not told apart: {', '.join(near)}" if near else ""
+            # so much noise is seldom shown to every model
+            among = f" of {_listed(by_seed.columns.to_series())}" if question.at_most else ""
             # a line is not broken within a number
             answers.append(
-                f"{data} {best} ({number(by_seed[best])}{doubt})".replace(
+                f"{data} {best}{among} ({number(by_seed[best])}{doubt})".replace(
                     " ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
                 )
             )
@@ -199,6 +201,7 @@ def _over_noise(done: pd.DataFrame, ratios: Sequence[float]) -> list[list[str]]:
     return [
         [data, model, *(number(cells.loc[cells["noise_ratio"] == ratio, Y]) for ratio in ratios)]
         for (data, model), cells in done.groupby(["data", "model"], sort=False)
+        if cells["noise_ratio"].nunique() > 1
     ]
 
 

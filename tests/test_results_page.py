@@ -22,7 +22,7 @@ def done() -> pd.DataFrame:
 @pytest.fixture
 def plain(done: pd.DataFrame) -> pd.DataFrame:
     """Rows of two models as a version wrote them that timed no inference and had no ranking out of sample."""
-    rows = done[done["model"].isin(["cdd", "rd"])].drop(columns=results.INFERENCE)
+    rows = done[done["model"].isin(["cdd", "rd"]) & (done["noise_ratio"] == 0.1)].drop(columns=results.INFERENCE)
     return rows.assign(anomalib_cdd="0.1.0", commit="df9f04d", out_of_sample=0.0)
 
 
@@ -74,6 +74,20 @@ def test_new_rows_make_another_page(plain: pd.DataFrame) -> None:
     assert "new (" in advice
     legend = [text.get_text() for text in results.picture(grown(plain)).legends[0].get_texts()]
     assert legend == ["cdd", "rd", "new, 12 ms"]
+
+
+def test_more_noise_is_answered_by_those_that_met_it(plain: pd.DataFrame) -> None:
+    assert "over the noise" not in results.page(plain)
+    noisy = plain.assign(noise_ratio=0.2, image_AUROC_overlap=plain["image_AUROC_overlap"] / 2)
+    page = results.page(pd.concat([grown(plain), noisy]))
+    [advice] = [line for line in page.splitlines() if line.startswith("- **To do so where more")]
+    assert " of cdd and rd (" in advice
+    table = page.partition("over the noise")[2]
+    assert "| new |" not in table
+    assert table.count("| cdd |") == table.count("| rd |") == plain["data"].nunique()
+    mean = plain.query("data == 'bottle' and model == 'rd'")["image_AUROC_overlap"].mean()
+    [row] = [line for line in table.splitlines() if line.startswith("| bottle | rd |")]
+    assert [cell.split(" ")[1] for cell in row.split("|")[3:5]] == [f"{x:.3f}"[1:] for x in (mean, mean / 2)]
 
 
 @pytest.mark.parametrize("course", results.COURSES)

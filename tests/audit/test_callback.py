@@ -92,7 +92,7 @@ def test_any_model_takes_it_as_a_callback(fit: Fit, mvtec_root: Path) -> None:
     assert scores["score"].equals(scores["model_score"])
     assert set(scores["sample"]) == {"in-sample"}
     assert "in sample, and lenient" in (folder / "index.html").read_text(encoding="utf-8")
-    assert not [column for column in scores if column.startswith("confidence")]
+    assert not [column for column in scores if column.startswith("standard_score")]
     assert (folder / "index.html").exists()
 
 

@@ -137,7 +137,7 @@ def test_cards_say_what_is_known_of_each_image_the_most_suspicious_first(open_pa
     assert float(first.locator(".score").text_content()) == pytest.approx(1.1)
     assert first.get_by_text("injected").is_visible()
     assert not last.get_by_text("injected").is_visible()
-    # a gap where an epoch has no confidence: the pen is lifted once
+    # a gap where an epoch has no value: the pen is lifted once
     assert first.locator(".sparkline path").get_attribute("d").count("M") == 2
     pictures = first.locator("img")
     assert pictures.count() == 2

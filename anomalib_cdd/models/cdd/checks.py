@@ -31,7 +31,7 @@ OF_CONFIDENT_IMAGES = ("confidence_guidance", "confident_distillation", "confide
 PAPER_STEPS = 2900
 # rules of thumb, see docs/training.md
 FORKED_STEPS = 400
-PERSISTENT_STEPS = 70
+PERSISTENT_STEPS = 48
 
 
 def check_options(options: Any, defaults: dict[str, Any]) -> None:  # Lightning's hparams

@@ -89,7 +89,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             are none, and what is said of them below has no effect: ``confident_patches`` stand in for them.
         regularization: Weight of the previous student in a domain student's loss: a constant, 0 is off; ``"s-curve"``,
             the paper's (Eq. 16), or ``"linear"`` (Table A2).
-        selection: Which of the other domains' students gives the pseudo-normal target (Table 6).
+        selection: Which of the other domains' students gives the pseudo-normal target; ``"all"`` needs
+            ``confident_patches=0`` (Table 6).
         feature_noise: Standard deviation of the noise on the global student's input; 0 is off (Eq. 19).
         relative_noise: Whether that counts in standard deviations of each level; else it is absolute, as in the paper.
         domain_construction: Whether there are domains at all (Table 4, D.C.).
@@ -280,7 +281,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         """Take down who was trained on which sample: the global student in row 0, domain student k in row k + 1."""
         for k in range(plan.domains if plan.across else 0):
             self._met[k + 1, domains.domain(k)] = True
-        if not plan.across:
+        if not plan.across or self.options.confident_patches:
             self._met[0] = True
         elif self.options.confident_distillation:
             self._met[0, domains.confident] = True

@@ -116,14 +116,15 @@ def with_confident_patches(
     mixed = []
     for said, own in zip(target, teacher, strict=True):
         a, b = said.float(), own.float()
-        product, length = torch.linalg.vecdot(a, b, dim=1), torch.linalg.vecdot(a, a, dim=1)
-        agreement = product / (length * torch.linalg.vecdot(b, b, dim=1)).sqrt().clamp_min(EPSILON)
+        # by hand: autocast would take a library's inner product in half precision
+        product, length = (a * b).sum(dim=1), a.square().sum(dim=1)
+        agreement = product / (length.sqrt() * b.square().sum(dim=1).sqrt()).clamp_min(EPSILON)
         everyone = gather(agreement).flatten()
         least = everyone.kthvalue(everyone.numel() - max(1, round(share * everyone.numel())) + 1).values
         agrees = agreement >= least
         shared, squared = ((x * agrees).sum(dim=(1, 2)) for x in (product, length))
-        # where an image has no such patch nothing says how long its target should be
-        scale = torch.where(squared > 0, shared / squared.clamp_min(EPSILON), 1.0)
+        # where an image has no such patch, or none that is alike, nothing says how long its target should be
+        scale = torch.where(shared > 0, shared / squared.clamp_min(EPSILON), 1.0)
         scaled = a * scale[:, None, None, None]
         mixed.append(torch.where(agrees[:, None], b, scaled, out=scaled))
     return mixed

@@ -190,6 +190,25 @@ def test_a_training_that_is_stopped_early_has_the_scale_of_its_report(
     assert model.training_history.own.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({}, [True] * 4),
+        ({"domain_students": "forked"}, [True, False, False, False]),
+        ({"domain_students": 0.5}, [True, True, False, False]),
+    ],
+)
+def test_who_is_forked_from_a_student_that_learned_patches_of_every_image_is_not_asked(
+    make_model: Model, make_data: Data, make_engine: Engines, options: dict[str, Any], known: list[bool]
+) -> None:
+    model = make_model(**options)
+    make_engine(max_epochs=4).fit(model, datamodule=make_data())
+    scores = model.training_history.cross_domain
+    assert [bool(epoch.isfinite().all()) for epoch in scores] == known
+    assert [bool(epoch.isnan().all()) for epoch in scores] == [not each for each in known]
+    assert model.training_report() is not None
+
+
 def test_history_is_saved_and_resumed(make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path) -> None:
     model, data = make_model(), make_data()
     make_engine(max_epochs=3).fit(model, datamodule=data)

@@ -216,3 +216,34 @@ def test_confident_patches_are_chosen_level_by_level() -> None:
             assert kept.float().mean().item() == pytest.approx(share, abs=0.01)
             agreement = torch.cosine_similarity(own, said.float(), dim=1)
             assert agreement[kept].min() > agreement[~kept].max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_confident_patches_are_chosen_in_fp32_under_autocast(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    teacher = [50 * torch.randn(2, 64, 10, 10)]
+    target = [(teacher[0] + 20 * torch.randn_like(teacher[0])).bfloat16()]
+    [plain] = with_confident_patches(target, teacher, 0.5)
+    with torch.autocast("cpu", dtype=dtype):
+        [cast] = with_confident_patches(target, teacher, 0.5)
+    assert torch.equal(cast, plain)
+
+
+def test_a_target_is_never_turned_round() -> None:
+    # the one patch that agrees better than the rest still points away from the teacher's
+    teacher = [level([[[1.0, 1.0]], [[0.0, 0.0]]])]
+    target = [level([[[-1.0, -2.0]], [[1.0, 0.0]]])]
+    [mixed] = with_confident_patches(target, teacher, 0.5)
+    assert mixed[0].tolist() == [[[1.0, -2.0]], [[0.0, 0.0]]]
+
+
+def test_devices_that_share_a_batch_choose_of_all_of_it() -> None:
+    torch.manual_seed(0)
+    teacher = [torch.randn(4, 8, 5, 5)]
+    target = [torch.randn(4, 8, 5, 5)]
+    said: list[torch.Tensor] = []
+    [whole] = with_confident_patches(target, teacher, 0.3, lambda own: said.append(own) or own)
+    [everyone] = said
+    for rank in (slice(0, 2), slice(2, 4)):
+        [mine] = with_confident_patches([target[0][rank]], [teacher[0][rank]], 0.3, lambda _: everyone)
+        torch.testing.assert_close(mine, whole[rank])

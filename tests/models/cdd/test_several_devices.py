@@ -104,6 +104,6 @@ def test_a_training_goes_on_with_another_number_of_devices(ends: Path, mvtec_roo
     run = start(1, mvtec_root, tmp_path, [{"name": "resumed", "epochs": 2, "ckpt_path": str(checkpoint)}])
     said, _ = run.communicate(timeout=SECONDS)
     assert run.returncode == 0, said
-    resumed = torch.load(tmp_path / "resumed.rank0.pt", weights_only=True)["history"]["confidence"]
+    resumed = torch.load(tmp_path / "resumed.rank0.pt", weights_only=True)["history"]["cross_domain"]
     assert len(resumed) == 2
-    assert torch.equal(resumed[0], end(ends, 2, "disk")["history"]["confidence"][0])
+    assert torch.equal(resumed[0], end(ends, 2, "disk")["history"]["cross_domain"][0])
