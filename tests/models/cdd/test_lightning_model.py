@@ -649,4 +649,5 @@ def test_the_papers_setting_is_one_call_away() -> None:
     assert model.hparams.domain_students == "forked"
     assert model.hparams.regularization == "s-curve"
     assert model.hparams.confident_once is False
+    assert (model.hparams.max_confident, model.hparams.confident_patches) == (0.5, 0.0)
     assert Cdd.paper(backbone="test_resnet", pre_trained=False, confident_once=True).hparams.confident_once is True
