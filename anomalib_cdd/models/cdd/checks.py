@@ -27,6 +27,8 @@ OF_DOMAIN_STUDENTS = (
 )
 # what is about confident images alone
 OF_CONFIDENT_IMAGES = ("confidence_guidance", "confident_distillation", "confident_once")
+# in which a training does not change when it goes on from a checkpoint; what it was where a checkpoint does not say
+WHO_TEACHES_WHAT = {"domain_students": "forked", "max_confident": 0.5, "confident_patches": 0.0}
 # 200 epochs of plain Reverse Distillation on the paper's 230 images a category, in batches of 16
 PAPER_STEPS = 2900
 # rules of thumb, see docs/training.md
@@ -182,10 +184,11 @@ def check_checkpoint(checkpoint: dict[str, Any], state: dict[str, Tensor], optio
             f"Its backbone is {theirs.get('backbone', 'unknown')!r}, this model's is {options.backbone!r}."
         )
         raise ValueError(msg)
-    kind = theirs.get("domain_students", "forked")
-    if fitting and kind != options.domain_students:
-        msg = (
-            f"The checkpoint's training has domain_students {kind!r}, this model {options.domain_students!r}: it "
-            f"cannot go on with students of the other kind. Set domain_students to {kind!r}."
-        )
-        raise ValueError(msg)
+    for name, before in WHO_TEACHES_WHAT.items():
+        kind = theirs.get(name, before)
+        if fitting and kind != options[name]:
+            msg = (
+                f"The checkpoint's training has {name} {kind!r}, this model {options[name]!r}: it cannot go on as "
+                f"another method. Set {name} to {kind!r}."
+            )
+            raise ValueError(msg)

@@ -203,12 +203,20 @@ def test_features_that_are_not_finite_name_the_teacher_or_student(
         make_engine(1).fit(model, datamodule=make_data())
 
 
-def test_a_training_does_not_go_on_with_students_of_the_other_kind(
-    make_model: Model, make_data: Data, make_engine: Engines
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("domain_students", "forked", "'forked', this model 'persistent'.*Set domain_students to 'forked'"),
+        ("max_confident", 0.5, r"0.5, this model 0.0.*Set max_confident to 0.5"),
+        ("confident_patches", 0.0, r"0.0, this model 0.95.*Set confident_patches to 0.0"),
+    ],
+)
+def test_a_training_does_not_go_on_as_another_method(
+    make_model: Model, make_data: Data, make_engine: Engines, name: str, value: Any, said: str
 ) -> None:
-    path = checkpoint_of(make_model(domain_students="forked"), make_data(), make_engine(1))
-    other = make_model(domain_students="persistent")
-    with pytest.raises(ValueError, match=r"'forked', this model 'persistent'.*Set domain_students to 'forked'"):
+    path = checkpoint_of(make_model(**{name: value}), make_data(), make_engine(1))
+    other = make_model()
+    with pytest.raises(ValueError, match=said):
         make_engine(2).fit(other, datamodule=make_data(), ckpt_path=path)
     assert make_engine(1).predict(other, datamodule=make_data(), ckpt_path=path)
 
