@@ -20,6 +20,7 @@ CHOICES = {"selection": ("consensual", "next", "all")}
 OF_DOMAIN_STUDENTS = (
     "domains",
     "domain_students",
+    "domain_interval",
     "regularization",
     "selection",
     "confident_once",
@@ -28,7 +29,7 @@ OF_DOMAIN_STUDENTS = (
 # what is about confident images alone
 OF_CONFIDENT_IMAGES = ("confidence_guidance", "confident_distillation", "confident_once")
 # in which a training does not change when it goes on from a checkpoint; what it was where a checkpoint does not say
-WHO_TEACHES_WHAT = {"domain_students": "forked", "max_confident": 0.5, "confident_patches": 0.0}
+WHO_TEACHES_WHAT = {"domain_students": "forked", "domain_interval": 1, "max_confident": 0.5, "confident_patches": 0.0}
 # 200 epochs of plain Reverse Distillation on the paper's 230 images a category, in batches of 16
 PAPER_STEPS = 2900
 # rules of thumb, see docs/training.md
@@ -63,7 +64,7 @@ def check_options(options: Any, defaults: dict[str, Any]) -> None:  # Lightning'
     for name in ("learning_rate", "student_width"):
         if not (math.isfinite(options[name]) and options[name] > 0):
             _refuse(name, options[name], "more than 0")
-    _check_domain_students(options.domain_students)
+    _check_domain_students(options)
     if options.pseudo_normal and not options.domain_construction:
         msg = (
             "pseudo_normal needs domain_construction: without domains there is no other domain's student to learn "
@@ -95,7 +96,10 @@ def _check_confident(options: Any) -> None:
         raise ValueError(msg)
 
 
-def _check_domain_students(kind: str | float) -> None:
+def _check_domain_students(options: Any) -> None:
+    kind, interval = options.domain_students, options.domain_interval
+    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+        _refuse("domain_interval", interval, "a number of epochs, 1 or more")
     if kind not in {"forked", "persistent"} and (isinstance(kind, str) or not 0 < kind < 1):
         _refuse("domain_students", kind, "forked, persistent, or the share of the epochs, in (0, 1), before forks")
 

@@ -104,6 +104,7 @@ class Plan(NamedTuple):
         persistent: Whether domain students live on.
         recalls: Whether the previous student is asked about the training set.
         first: The first epoch with these folds.
+        learns: Whether domain students are trained; if not, what they said in the epoch before stands.
     """
 
     domains: int
@@ -114,6 +115,7 @@ class Plan(NamedTuple):
     persistent: bool
     recalls: bool
     first: int
+    learns: bool
 
 
 def plan_epoch(epoch: int, epochs: int, images: int, options: Any) -> Plan:
@@ -136,15 +138,17 @@ def plan_epoch(epoch: int, epochs: int, images: int, options: Any) -> Plan:
     while first > options.warmup_epochs and domain_count(first - 1, epochs, options.domains) == count:
         first -= 1
     confident = confident_count(epoch, epochs, images, options.max_confident) if guided else 0
+    persistent = across and epoch < persistent_epochs(epochs, options.domain_students)
     return Plan(
         domains=count,
         confident=confident,
         weight=regularization_weight(epoch, epochs, options.regularization) if across else 0.0,
         across=across,
         warm_up=warm_up,
-        persistent=across and epoch < persistent_epochs(epochs, options.domain_students),
+        persistent=persistent,
         recalls=(across and asks) or confident > 0,
         first=first,
+        learns=across and not (persistent and (epoch - first) % options.domain_interval),
     )
 
 

@@ -72,13 +72,16 @@ class TrainingHistory:
         return TrainingReport(self.image_paths, scores.numpy(), {"standard_score": standardised.numpy()})
 
     def agreement(self) -> float:
-        """Return Spearman's correlation, in [-1, 1], of the last two epochs' cross-domain scores.
+        """Return Spearman's correlation, in [-1, 1], of the last two cross-domain scores that differ.
 
-        0 where there are no two epochs yet, or one of them scored fewer than two images.
+        Where no domain student learned in an epoch the scores of the one before stand, and tell nothing. 0 where there
+        are no two yet, or one of them scored fewer than two images.
         """
         if len(self.cross_domain) < 2:
             return 0.0
-        last, before = self.cross_domain[-1], self.cross_domain[-2]
+        last = self.cross_domain[-1]
+        others = (scores for scores in reversed(self.cross_domain[:-1]) if not last.allclose(scores, 0, 0, True))
+        before = next(others, torch.full_like(last, torch.nan))
         known = ~(last.isnan() | before.isnan())
         return float(spearman_corrcoef(last[known], before[known])) if known.sum() > 1 else 0.0
 

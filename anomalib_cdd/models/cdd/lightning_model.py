@@ -69,8 +69,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
     Every epoch splits the training set into domains, trains a student of each, and lets the students of the *other*
     domains tell the global student what each image would look like without its anomaly.
 
-    The defaults depart from the paper in ``domains``, ``domain_students``, ``regularization``, ``confident_once``,
-    ``max_confident`` and ``confident_patches``; :meth:`paper` takes the paper's setting. With ``domain_construction``,
+    The defaults depart from the paper in ``domains``, ``domain_students``, ``domain_interval``, ``regularization``,
+    ``confident_once``, ``max_confident`` and ``confident_patches``; :meth:`paper` takes the paper's setting. With ``domain_construction``,
     ``confidence_guidance``, ``pseudo_normal`` and ``confident_distillation`` off and ``feature_noise=0`` it is plain
     Reverse Distillation.
 
@@ -85,6 +85,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         domain_students: ``"persistent"``: they live on from epoch to epoch, each with a fold of the images that stays
             while K stays, so that it is never trained on the other folds. ``"forked"``, the paper's: anew in every
             epoch, from the previous student. A share of the epochs, in (0, 1): persistent that long, forked after.
+        domain_interval: Persistent domain students are trained in every n-th epoch; in those between, what they said
+            stands. Forked ones are trained in every epoch.
         max_confident: Largest share of confident images, in [0, 1]; the paper's is 0.5 (Eq. 13, Table A1). With 0 there
             are none, and what is said of them below has no effect: ``confident_patches`` stand in for them.
         regularization: Weight of the previous student in a domain student's loss: a constant, 0 is off; ``"s-curve"``,
@@ -135,6 +137,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         student_width: int = DEFAULT_WIDTH,
         domains: Sequence[int] = (2,),
         domain_students: DomainStudents = "persistent",
+        domain_interval: int = 1,
         max_confident: float = 0.0,
         regularization: Literal["s-curve", "linear"] | float = 0.0,
         selection: Selection = "consensual",
@@ -213,7 +216,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         folds = draw_folds(len(data), plan, options.seed) if plan.persistent else ()
         guided = options.confidence_guidance and not plan.warm_up
         domains = partition(data.confidence, plan.confident, plan.domains, generator, guided, folds)
-        parts = [self._batches(domains.domain(k), generator) for k in range(plan.domains if plan.across else 0)]
+        parts = [self._batches(domains.domain(k), generator) for k in range(plan.domains if plan.learns else 0)]
         visits = visits_of(domains, options.confident_once, dealt=options.selection == "next")
         visited = batches(visits, data.batch_size, generator)
         confident = self._batches(domains.confident if options.confident_distillation else visits[:0, 0], generator)
@@ -230,14 +233,15 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
                     loss = loss + plan.weight * distance(data.recalled(indices, teacher), output)
                 self.optimize(optimizer, loss, "domain")
                 yield
-        students = [student.eval() for student in self._domain_students[: len(parts)]]
-        for student in students:
+        students = [student.eval() for student in self._domain_students[: plan.domains]]
+        for student in students[: len(parts)]:
             self.ranks.average_statistics(student)
         self._meet(domains, plan)
 
         # lines 18 to 26: the other domains' students say what is normal in each image (Eq. 17 to 20)
         with self.finite("the pseudo-normal targets"):
-            targets = data.targets(students, visits, options.selection, ~self._met[1:]) if plan.across else None
+            unmet = ~self._met[1:]
+            targets = data.targets(students, visits, options.selection, unmet, plan.learns) if plan.across else None
         sigma = 0.0 if plan.warm_up else options.feature_noise
         for batch, teacher in zip(visited, data.teacher([visit[:, 0] for visit in visited]), strict=True):
             output = global_student(
@@ -279,7 +283,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
 
     def _meet(self, domains: Domains, plan: Plan) -> None:
         """Take down who was trained on which sample: the global student in row 0, domain student k in row k + 1."""
-        for k in range(plan.domains if plan.across else 0):
+        for k in range(plan.domains if plan.learns else 0):
             self._met[k + 1, domains.domain(k)] = True
         if not plan.across or self.options.confident_patches:
             self._met[0] = True

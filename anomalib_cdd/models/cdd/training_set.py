@@ -70,6 +70,7 @@ class TrainingSet:
         self._previous: Student | None = None
         self._recalled: FeatureCache | None = None
         self._targets: FeatureCache | None = None
+        self._visits = torch.zeros(0, 2, dtype=torch.long)  # whose targets those are
 
     @classmethod
     def of(
@@ -126,9 +127,8 @@ class TrainingSet:
         Raises:
             NotFiniteError: If what it says is not finite.
         """
-        self._forget()
+        self._recalled = _released(self._recalled)
         self._previous = previous
-        self._score_sums.zero_()
         self._has_recalled = needed
         if not needed:
             return
@@ -175,6 +175,7 @@ class TrainingSet:
         visits: Tensor,
         selection: Selection,
         unmet: Tensor,
+        anew: bool = True,
     ) -> Callable[[Tensor, Levels], Levels]:
         """Choose the pseudo-normal target of every visit (Algorithm 1, lines 20 to 22).
 
@@ -183,16 +184,23 @@ class TrainingSet:
             visits: Rows (sample, domain whose student is no candidate), shape ``(V, 2)``.
             selection: How a candidate is chosen.
             unmet: Which students have not been trained on which sample, bool of shape ``(K, N)``.
+            anew: Whether the students have learned since they were last asked. If not, and the visits are the same,
+                what is kept of their answers stands.
 
         Returns:
             A function of a batch of visits and their teacher levels that returns the targets.
         """
-        self._unmet = unmet
-        if self._budget is None:
-            return lambda batch, teacher: self._choose(students, teacher, batch, selection)
-        cache = self._targets = self._budget.cache(len(visits), self.features.shapes, torch.bfloat16)
         row = torch.full((len(self), len(students) + 1), -1)
         row[visits[:, 0], visits[:, 1]] = torch.arange(len(visits))
+        cache = self._targets
+        if cache is not None and not anew and torch.equal(visits, self._visits):
+            return lambda batch, teacher: cache.read(row[batch[:, 0], batch[:, 1]], teacher[0].device)
+        self._unmet, self._visits = unmet, visits
+        self._score_sums.zero_()
+        if self._budget is None:
+            return lambda batch, teacher: self._choose(students, teacher, batch, selection)
+        self._targets = _released(self._targets)
+        cache = self._targets = self._budget.cache(len(visits), self.features.shapes, torch.bfloat16)
         # visits of the same sample side by side: each S_h(F_T) is computed once
         for owners in row.ge(0).unique(dim=0):
             samples = (row.ge(0) == owners).all(dim=1).nonzero().flatten()
@@ -281,17 +289,16 @@ class TrainingSet:
         by_all = (inside / asked).view(-1, self.features.per_image).amax(dim=1)
         return scores, torch.stack([by_all.mean(), by_all.std(correction=0)])
 
-    def _forget(self) -> None:
-        for cache in (self._recalled, self._targets):
-            if cache is not None:
-                cache.release()
-        self._recalled = self._targets = None
-
     def close(self) -> None:
         """Give memory and disk back."""
-        self._forget()
+        self._recalled, self._targets = _released(self._recalled), _released(self._targets)
         if self.features.cache is not None:
             self.features.cache.release()
+
+
+def _released(cache: FeatureCache | None) -> None:
+    if cache is not None:
+        cache.release()
 
 
 def no_fp16() -> AbstractContextManager:

@@ -119,6 +119,6 @@ def test_visits_are_those_of_every_domain() -> None:
 def test_the_previous_student_is_asked_where_something_reads_its_answers(changed: dict, asked: bool) -> None:
     options = {"warmup_epochs": 0, "pseudo_normal": True, "confidence_guidance": True, "confident_distillation": True}
     options |= {"domain_construction": True, "domains": (2,), "max_confident": 0.0, "regularization": 0.0}
-    options |= {"domain_students": "persistent", "selection": "consensual"}
+    options |= {"domain_students": "persistent", "domain_interval": 1, "selection": "consensual"}
     plan = plan_epoch(2, 10, 20, SimpleNamespace(**options | changed))
     assert plan.recalls == asked
