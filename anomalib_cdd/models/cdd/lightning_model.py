@@ -70,9 +70,9 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
     domains tell the global student what each image would look like without its anomaly.
 
     The defaults depart from the paper in ``domains``, ``domain_students``, ``domain_interval``, ``regularization``,
-    ``confident_once``, ``max_confident`` and ``confident_patches``; :meth:`paper` takes the paper's setting. With ``domain_construction``,
-    ``confidence_guidance``, ``pseudo_normal`` and ``confident_distillation`` off and ``feature_noise=0`` it is plain
-    Reverse Distillation.
+    ``confident_once``, ``max_confident`` and ``confident_patches``; :meth:`paper` takes the paper's setting. With
+    ``domain_construction``, ``confidence_guidance``, ``pseudo_normal`` and ``confident_distillation`` off and
+    ``feature_noise=0`` it is plain Reverse Distillation.
 
     Args:
         backbone: timm name of the teacher.

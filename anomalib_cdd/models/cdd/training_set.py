@@ -127,7 +127,8 @@ class TrainingSet:
         Raises:
             NotFiniteError: If what it says is not finite.
         """
-        self._recalled = _released(self._recalled)
+        _release(self._recalled)
+        self._recalled = None
         self._previous = previous
         self._has_recalled = needed
         if not needed:
@@ -192,15 +193,20 @@ class TrainingSet:
         """
         row = torch.full((len(self), len(students) + 1), -1)
         row[visits[:, 0], visits[:, 1]] = torch.arange(len(visits))
-        cache = self._targets
-        if cache is not None and not anew and torch.equal(visits, self._visits):
-            return lambda batch, teacher: cache.read(row[batch[:, 0], batch[:, 1]], teacher[0].device)
-        self._unmet, self._visits = unmet, visits
-        self._score_sums.zero_()
-        if self._budget is None:
-            return lambda batch, teacher: self._choose(students, teacher, batch, selection)
-        self._targets = _released(self._targets)
-        cache = self._targets = self._budget.cache(len(visits), self.features.shapes, torch.bfloat16)
+        kept = self._targets
+        if kept is None or anew or not torch.equal(visits, self._visits):
+            _release(kept)
+            self._unmet, self._visits = unmet, visits
+            self._score_sums.zero_()
+            if self._budget is None:
+                return lambda batch, teacher: self._choose(students, teacher, batch, selection)
+            kept = self._targets = self._budget.cache(len(visits), self.features.shapes, torch.bfloat16)
+            self._answer(kept, students, row, selection)
+        cache = kept
+        return lambda batch, teacher: cache.read(row[batch[:, 0], batch[:, 1]], teacher[0].device)
+
+    def _answer(self, cache: FeatureCache, students: Sequence[Student], row: Tensor, selection: Selection) -> None:
+        """Write the target of each visit into its row of a cache; ``row`` is -1 where there is no visit."""
         # visits of the same sample side by side: each S_h(F_T) is computed once
         for owners in row.ge(0).unique(dim=0):
             samples = (row.ge(0) == owners).all(dim=1).nonzero().flatten()
@@ -215,7 +221,6 @@ class TrainingSet:
                     weights = candidate_weights(affinity, excluded, selection)
                     cache.write(row[indices, owner], pseudo_normal(candidates, weights, selection))
         self._ranks.wait()
-        return lambda batch, teacher: cache.read(row[batch[:, 0], batch[:, 1]], teacher[0].device)
 
     @torch.no_grad()
     def _choose(self, students: Sequence[Student], teacher: Levels, batch: Tensor, selection: Selection) -> Levels:
@@ -291,12 +296,14 @@ class TrainingSet:
 
     def close(self) -> None:
         """Give memory and disk back."""
-        self._recalled, self._targets = _released(self._recalled), _released(self._targets)
+        for cache in (self._recalled, self._targets):
+            _release(cache)
+        self._recalled = self._targets = None
         if self.features.cache is not None:
             self.features.cache.release()
 
 
-def _released(cache: FeatureCache | None) -> None:
+def _release(cache: FeatureCache | None) -> None:
     if cache is not None:
         cache.release()
 
