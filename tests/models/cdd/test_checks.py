@@ -44,6 +44,8 @@ Engines = Callable[..., Engine]
         ({"feature_noise": -0.1}, "feature_noise is -0.1"),
         ({"domain_students": "copied"}, "domain_students is 'copied'"),
         ({"domain_students": 1.5}, "domain_students is 1.5"),
+        ({"domain_interval": 0}, "domain_interval is 0; it has to be a number of epochs, 1 or more"),
+        ({"domain_interval": 1.5}, "domain_interval is 1.5"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),
         ({"domain_construction": False}, "pseudo_normal needs domain_construction"),
@@ -207,6 +209,7 @@ def test_features_that_are_not_finite_name_the_teacher_or_student(
     ("name", "value", "said"),
     [
         ("domain_students", "forked", "'forked', this model 'persistent'.*Set domain_students to 'forked'"),
+        ("domain_interval", 3, "3, this model [12].*Set domain_interval to 3"),
         ("max_confident", 0.5, r"0.5, this model 0.0.*Set max_confident to 0.5"),
         ("confident_patches", 0.0, r"0.0, this model 0.95.*Set confident_patches to 0.0"),
     ],

@@ -19,6 +19,20 @@ from anomalib_cdd.models.cdd.domains import (
     visits_of,
 )
 
+OPTIONS = {
+    "warmup_epochs": 0,
+    "pseudo_normal": True,
+    "confidence_guidance": True,
+    "confident_distillation": True,
+    "domain_construction": True,
+    "domains": (2,),
+    "domain_students": "persistent",
+    "domain_interval": 1,
+    "selection": "consensual",
+    "max_confident": 0.0,
+    "regularization": 0.0,
+}
+
 
 def test_schedule_gives_each_entry_an_equal_share() -> None:
     assert [domain_count(e, 8, (2, 3, 3, 2)) for e in range(8)] == [2, 2, 3, 3, 3, 3, 2, 2]
@@ -105,6 +119,25 @@ def test_visits_are_those_of_every_domain() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changed", "learns"),
+    [
+        ({}, [1, 0, 1, 0, 1, 0, 1, 0]),
+        ({"domain_interval": 1}, [1] * 8),
+        ({"domain_interval": 3}, [1, 0, 0, 1, 0, 0, 1, 0]),
+        # anew with every K, after the warm-up
+        ({"domains": (2, 3), "domain_interval": 3}, [1, 0, 0, 1, 1, 0, 0, 1]),
+        ({"warmup_epochs": 3}, [0, 0, 0, 1, 0, 1, 0, 1]),
+        ({"domain_students": "forked"}, [1] * 8),
+        ({"domain_students": 0.5}, [1, 0, 1, 0, 1, 1, 1, 1]),
+        ({"pseudo_normal": False}, [0] * 8),
+    ],
+)
+def test_persistent_students_learn_in_every_nth_epoch(changed: dict, learns: list[int]) -> None:
+    options = SimpleNamespace(**OPTIONS | {"domain_interval": 2} | changed)
+    assert [plan_epoch(epoch, 8, 20, options).learns for epoch in range(8)] == [bool(each) for each in learns]
+
+
+@pytest.mark.parametrize(
     ("changed", "asked"),
     [
         ({}, False),
@@ -117,8 +150,5 @@ def test_visits_are_those_of_every_domain() -> None:
     ],
 )
 def test_the_previous_student_is_asked_where_something_reads_its_answers(changed: dict, asked: bool) -> None:
-    options = {"warmup_epochs": 0, "pseudo_normal": True, "confidence_guidance": True, "confident_distillation": True}
-    options |= {"domain_construction": True, "domains": (2,), "max_confident": 0.0, "regularization": 0.0}
-    options |= {"domain_students": "persistent", "domain_interval": 1, "selection": "consensual"}
-    plan = plan_epoch(2, 10, 20, SimpleNamespace(**options | changed))
+    plan = plan_epoch(2, 10, 20, SimpleNamespace(**OPTIONS | changed))
     assert plan.recalls == asked

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -133,6 +134,31 @@ def test_persistent_students_keep_their_folds_and_live_on_until_k_changes(
             # an image changes its fold by being confident, and in no other way
             assert one - confident[first + 1] == other - confident[first]
     assert folds[0] != folds[4]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_between_the_epochs_in_which_they_learn_what_persistent_students_said_stands(
+    make_model: Model, make_data: Data, make_engine: Engines, monkeypatch: pytest.MonkeyPatch, cache: bool
+) -> None:
+    recorder, asked, targets = Recorder(monkeypatch), [], TrainingSet.targets
+
+    def record(data: TrainingSet, students: list[Any], visits: Tensor, *args: Any) -> Any:
+        answer, [levels] = targets(data, students, visits, *args), data.teacher([visits[:, 0]])
+        asked.append([level[visits[:, 0].argsort()].clone() for level in answer(visits, levels)])
+        return answer
+
+    monkeypatch.setattr(TrainingSet, "targets", record)
+    model = make_model(domains=(2, 3), domain_interval=2, selection="next", cache=cache, learning_rate=0.05)
+    make_engine(max_epochs=6).fit(model, datamodule=make_data())
+    stages = [{stage for epoch, stage, _ in recorder.steps if epoch == e} for e in range(6)]
+    learned = [True, False, True, True, False, True]  # anew with three domains, after the third epoch
+    assert ["domain" in each for each in stages] == learned
+    assert all("global" in each for each in stages)
+    same = [all(torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in pairwise(asked)]
+    assert same == [not each for each in learned[1:]]
+    if cache:
+        said = pairwise(model.training_history.cross_domain)
+        assert [a.allclose(b, 0, 0, equal_nan=True) for a, b in said] == same
 
 
 def test_domain_students_start_as_the_previous_student_in_parameters_and_buffers(

@@ -63,7 +63,10 @@ def test_agreement_is_the_rank_correlation_of_two_epochs() -> None:
         record(history, epoch, scores, [0.0, 1.0])
     # ranks 4 1 2 3 and 4 2 1 3: 1 - 6 (1 + 1) / (4 * 15)
     assert history.agreement() == pytest.approx(0.8)
-    record(history, 2, [NAN] * 5, [NAN, NAN])
+    # an epoch in which nobody learned repeats the scores
+    record(history, 2, [9.0, 0.2, 0.1, 0.4, NAN], [0.0, 1.0])
+    assert history.agreement() == pytest.approx(0.8)
+    record(history, 3, [NAN] * 5, [NAN, NAN])
     assert history.agreement() == 0
 
 

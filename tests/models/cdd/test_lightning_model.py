@@ -113,10 +113,11 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_cdd import Cdd, MVTecNoisy
 import torch
 
-root, results, kind, ckpt = sys.argv[1:5]
+root, results, kind, interval, ckpt = sys.argv[1:6]
 torch.set_num_threads(1)
 seed_everything(0)
 model = Cdd(backbone="test_resnet", pre_trained=False, student_width=8, visualizer=False, domain_students=kind,
+            domain_interval=int(interval),
             pre_processor=PreProcessor(Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])))
 data = MVTecNoisy(root=root, noise_ratio=0.25, val_split_mode="none", train_batch_size=4, num_workers=0)
 update = model.optimize
@@ -130,16 +131,18 @@ torch.save(model.state_dict(), Path(results) / "final.pt")
 """
 
 
-@pytest.mark.parametrize("kind", ["forked", "persistent"])
+# killed within the fourth epoch: of an interval of 2 one in which no domain student learns
+@pytest.mark.parametrize(("kind", "interval"), [("forked", 1), ("persistent", 1), ("persistent", 2)])
 def test_killed_and_resumed_ends_where_an_uninterrupted_run_ends(
     tmp_path: Path,
     mvtec_root: Path,
     make_model: Model,
     make_data: Data,
     kind: str,
+    interval: int,
 ) -> None:
     def run(name: str, ckpt: str = "none") -> list[str]:
-        return [sys.executable, "-c", RUN, str(mvtec_root), str(tmp_path / name), kind, ckpt]
+        return [sys.executable, "-c", RUN, str(mvtec_root), str(tmp_path / name), kind, str(interval), ckpt]
 
     whole = subprocess.run(run("whole"), check=True, capture_output=True, text=True)
     assert "step 4" in whole.stdout
