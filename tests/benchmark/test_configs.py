@@ -19,12 +19,12 @@ from anomalib_cdd.models.cdd.lightning_model import PAPER
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CELLS = {
-    "fuad": 4 * 4 * 5 * 3,
+    "fuad": 4 * 4 * 6 * 3,
     "cleaning": 4 * 2 * 12 * 3,
     "rivals": 4 * 13 * 3,
-    "bottle": (6 + 5) * 3,
-    "few_images": 3 * 4 * 3,
-    "small_sets": 3 * 6 * 3,
+    "bottle": (7 + 5) * 3,
+    "few_images": 3 * 5 * 3,
+    "small_sets": 3 * 7 * 3,
     "ablation_table4": 2 * (6 + 1) * 3,
     "ablation_table5": 5 * 3,
     "ablation_table6": 3 * 3,

@@ -137,7 +137,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         student_width: int = DEFAULT_WIDTH,
         domains: Sequence[int] = (2,),
         domain_students: DomainStudents = "persistent",
-        domain_interval: int = 1,
+        domain_interval: int = 2,
         max_confident: float = 0.0,
         regularization: Literal["s-curve", "linear"] | float = 0.0,
         selection: Selection = "consensual",

@@ -209,7 +209,7 @@ def test_features_that_are_not_finite_name_the_teacher_or_student(
     ("name", "value", "said"),
     [
         ("domain_students", "forked", "'forked', this model 'persistent'.*Set domain_students to 'forked'"),
-        ("domain_interval", 3, "3, this model [12].*Set domain_interval to 3"),
+        ("domain_interval", 3, "3, this model 2.*Set domain_interval to 3"),
         ("max_confident", 0.5, r"0.5, this model 0.0.*Set max_confident to 0.5"),
         ("confident_patches", 0.0, r"0.0, this model 0.95.*Set confident_patches to 0.0"),
     ],

@@ -93,7 +93,7 @@ def test_steps_are_those_of_algorithm_1(
 ) -> None:
     recorder = Recorder(monkeypatch)
     engine = make_engine(max_epochs=4)
-    model = make_image_model(domains=(2, 3), confident_once=once, domain_students=kind)
+    model = make_image_model(domains=(2, 3), confident_once=once, domain_students=kind, domain_interval=1)
     engine.fit(model, datamodule=make_data())
     expected = []
     for epoch, count in enumerate([2, 2, 3, 3]):
@@ -119,7 +119,7 @@ def test_persistent_students_keep_their_folds_and_live_on_until_k_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recorder = Recorder(monkeypatch)
-    model = make_model(domains=(2, 3, 2), domain_students="persistent", max_confident=0.2)
+    model = make_model(domains=(2, 3, 2), domain_students="persistent", domain_interval=1, max_confident=0.2)
     make_engine(max_epochs=6).fit(model, datamodule=make_data())
     assert [fork["epoch"] for fork in recorder.forks] == [0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5]
     for epoch, fork in enumerate(recorder.forks):
@@ -462,7 +462,7 @@ def test_domain_loss_is_equation_15(
 
     monkeypatch.setattr(lightning_model, "distance", record)
     monkeypatch.setattr(Cdd, "optimize", check)
-    model = make_model(domains=(2,), regularization=regularization, cache=cache)
+    model = make_model(domains=(2,), domain_interval=1, regularization=regularization, cache=cache)
     make_engine(max_epochs=2).fit(model, datamodule=make_data())
     assert checked["domain"] > 0
 

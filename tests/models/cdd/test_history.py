@@ -73,7 +73,7 @@ def test_agreement_is_the_rank_correlation_of_two_epochs() -> None:
 def test_a_training_can_stop_once_the_ranking_stays(make_model: Model, make_data: Data, make_engine: Engines) -> None:
     def scores(threshold: float) -> list[Tensor]:
         stop = EarlyStopping("epoch_ranking_agreement", mode="max", patience=9, stopping_threshold=threshold)
-        engine, model = make_engine(max_epochs=5, callbacks=[stop]), make_model()
+        engine, model = make_engine(max_epochs=5, callbacks=[stop]), make_model(domain_interval=1)
         engine.fit(model, datamodule=make_data())
         assert model.post_processor.image_threshold.isfinite()
         return model.training_history.cross_domain

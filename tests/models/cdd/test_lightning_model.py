@@ -384,8 +384,9 @@ def test_progress_moves_within_the_epoch_and_everything_is_logged(
     assert [float(by_epoch[e]["epoch_confident"]) for e in range(4)] == [0, 3, 7, 7]
     assert float(by_epoch[2]["epoch_regularization"]) == 0.5
     assert float(by_epoch[1]["epoch_r"]) == pytest.approx(3 / 15)
-    for row in by_epoch.values():
-        assert float(row["train_loss_domain"]) > 0
+    for epoch, row in by_epoch.items():
+        # domain students learn in the first and the third
+        assert float(row["train_loss_domain"]) > 0 if epoch in {0, 2} else row["train_loss_domain"] == ""
         assert float(row["train_loss_global"]) > 0
     assert float(by_epoch[3]["train_loss_confident"]) > 0
 
