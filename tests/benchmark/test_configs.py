@@ -25,7 +25,7 @@ CELLS = {
     "bottle": (7 + 5) * 3,
     "few_images": 3 * 5 * 3,
     "small_sets": 3 * 7 * 3,
-    "ablation_table4": 2 * (6 + 1) * 3,
+    "ablation_table4": 2 * (6 + 2) * 3,
     "ablation_table5": 5 * 3,
     "ablation_table6": 3 * 3,
     "ablation_table_a1": 5 * 3,
@@ -85,6 +85,7 @@ def test_table_4_has_the_papers_rows() -> None:
     rows = []
     models = models_of("ablation_table4")
     assert models.pop("default") == models_of("fuad")["cdd"]
+    assert models.pop("default_every") == models_of("fuad")["cdd_every"]
     for arguments in models.values():
         assert arguments["domains"] == [2]
         rows.append("".join("x" if arguments[name] == on else "-" for name, on in TICKS.items()))
