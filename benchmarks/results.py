@@ -119,7 +119,8 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def _listed(values: pd.Series) -> str:
-    return " and ".join(sorted(set(values.astype(str))))
+    *others, last = sorted(set(values.astype(str)))
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def caption(shown: pd.DataFrame) -> str:
