@@ -173,6 +173,7 @@ def train(data: str, folder: Path, order: dict[str, Any]) -> None:
             "student_width": 8,
             "visualizer": False,
             "audit": False,
+            "domain_interval": 1,
             "max_confident": 0.5,  # beside confident patches: every stage and every question
             "pre_processor": pre_processor,
             "cache_memory_gb": 0,
