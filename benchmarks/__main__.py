@@ -12,7 +12,8 @@ from typing import Any
 
 from .measuring import environment
 from .report import to_markdown
-from .rows import ROWS, Setting
+from .rows import ROWS
+from .setting import Setting
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

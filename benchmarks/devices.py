@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .rows import LITE0, QUIET, Setting, cdd, epoch_seconds, training_set
+from .setting import LITE0, QUIET, Setting, cdd, epoch_seconds, training_set
 
 
 def main(folder: Path, devices: int, threads: int, quick: bool) -> None:

@@ -23,6 +23,7 @@ class Comparison:
         aim: Largest ratio that is aimed at.
         unit: Of the timings.
         note: What else the reader has to know.
+        images: How many images a timing is of, where that is the question.
     """
 
     what: str
@@ -31,6 +32,7 @@ class Comparison:
     aim: float | None = None
     unit: str = "s"
     note: str = ""
+    images: int | None = None
 
     @property
     def ratio(self) -> float | None:

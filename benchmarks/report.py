@@ -19,8 +19,8 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
             cells = [
                 name,
                 each["what"],
-                f"{each['median']:.3g} {each['unit']}",
-                "" if each["median_rival"] is None else f"{each['median_rival']:.3g} {each['unit']}",
+                _quantity(each["median"], each),
+                "" if each["median_rival"] is None else _quantity(each["median_rival"], each),
                 "" if each["ratio"] is None else f"{each['ratio']:.3f}",
                 "" if spread is None else f"{spread[0]:.3f} to {spread[1]:.3f}",
                 "" if each["aim"] is None else f"<= {each['aim']:g}",
@@ -30,3 +30,10 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
                 notes.append(f"- {name}, {each['what']}: {each['note']}")
     machines = sorted({str(row["environment"]) for row in results.values() if "environment" in row})
     return HEAD + "\n".join(lines) + "\n\n" + "\n".join([*notes, *(f"- {machine}" for machine in machines)]) + "\n"
+
+
+def _quantity(median: float, comparison: dict[str, Any]) -> str:
+    """Return a median with its unit; of several images what one takes, and how many a second."""
+    if images := comparison["images"]:
+        return f"{1000 * median / images:.3g} ms an image, {images / median:.3g} a second"
+    return f"{median:.3g} {comparison['unit']}"

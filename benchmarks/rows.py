@@ -2,127 +2,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is measured: one function a row."""
 
-import gc
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
-import numpy as np
-import timm
 import torch
-from anomalib.callbacks import ModelCheckpoint
-from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
-from anomalib.models import Padim, Patchcore, ReverseDistillation, Stfpm
+from anomalib.models import Padim, Patchcore, ReverseDistillation
 from lightning.pytorch import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from PIL import Image
-from torch import Tensor
 
-from anomalib_cdd import Cdd, FolderNoisy
+from anomalib_cdd import Cdd, CrossPatch, Dmdd, Dtsnet, FolderNoisy, Mhkd, ReContrast, SoftPatch, Urd
 from anomalib_cdd.models.cdd.features import FeatureBudget, TeacherFeatures
 from anomalib_cdd.models.cdd.lightning_model import PAPER
 from anomalib_cdd.models.cdd.training_set import teacher_levels
 from anomalib_cdd.teachers.students import Student
 
-from .measuring import Comparison, alternate, clock, take_turns
+from .audits import audit
+from .inference import inference
+from .measuring import Comparison, alternate, clock
+from .setting import EPOCHS, LITE0, POINTS, QUIET, SWITCHES_OFF, WRN50, Setting, cdd, epoch_seconds, make_images
 
-EPOCHS = 100
-# of EPOCHS; domain students of the default learn in even epochs: e/E = .1 and .6 of these
-POINTS = (10, 41, 60, 91)
-WRN50 = {"backbone": "wide_resnet50_2.tv_in1k"}
-LITE0 = {"backbone": "efficientnet_lite0_pypi", "relative_noise": True}
-SWITCHES_OFF: dict[str, Any] = {
-    "domain_construction": False,
-    "confidence_guidance": False,
-    "pseudo_normal": False,
-    "confident_distillation": False,
-    "regularization": 0.0,
-    "feature_noise": 0.0,
-}
-QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-# Patchcore's bank for 200 images of 784 patches, a tenth of them kept
-BANK = (15_680, 1_536)
 BOTH = (60, 61)  # an epoch with domain students that learn, and one without
 PROFILED = 8  # operations
-
-
-class Setting(NamedTuple):
-    """How much is measured: rounds, torch's threads (0 for its own choice), whether sizes are tiny."""
-
-    repeats: int
-    threads: int
-    quick: bool
-
-    @property
-    def side(self) -> int:
-        """Side of an image."""
-        return 64 if self.quick else 224
-
-
-class EpochClock(Callback):
-    """Takes the seconds of each epoch."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._start = 0.0
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._start)
-
-
-def make_images(folder: Path, count: int, side: int) -> FolderNoisy:
-    """Write images of noise and return them as a training set, in batches of 16."""
-    rng = np.random.default_rng(0)
-    (folder / "good").mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "good" / f"{number:04}.png")
-    return training_set(folder, min(16, count))
-
-
-def training_set(folder: Path, batch: int) -> FolderNoisy:
-    """Return images that were made before."""
-    options: dict[str, Any] = {"test_split_mode": "none", "val_split_mode": "none", "num_workers": 0}
-    return FolderNoisy(name="noise", root=folder, normal_dir="good", noise_ratio=0, train_batch_size=batch, **options)
-
-
-def cdd(setting: Setting, teacher: dict[str, Any], **options: Any) -> Cdd:
-    """Return an untrained model for images as they are made."""
-    plain: dict[str, Any] = {"pre_trained": False, "audit": False, "evaluator": False, "visualizer": False}
-    pre_processor = Cdd.configure_pre_processor((setting.side, setting.side), (setting.side, setting.side))
-    return Cdd(**plain, **teacher, pre_processor=pre_processor, post_processor=False, **options)
-
-
-def epoch_seconds(
-    model: Any,
-    data: Any,
-    folder: Path,
-    points: tuple[int, ...] = POINTS,
-    callbacks: tuple[Callback, ...] = (),
-    **trainer: Any,
-) -> list[float]:
-    """Train an epoch of warm-up and one at each point of the schedule, in Lightning's own loop; time the latter."""
-    if isinstance(model, Cdd):
-        epoch, at = model.epoch, (points[0], *points)
-        model.epoch = lambda e, epochs: epoch(at[e], EPOCHS)  # type: ignore[method-assign]
-    timer = EpochClock()
-    callbacks = (timer, ModelCheckpoint(save_top_k=0), *callbacks)
-    options: dict[str, Any] = {**QUIET, "accelerator": "cpu", "devices": 1, "callbacks": list(callbacks)} | trainer
-    gc.collect()  # trainers and models refer to each other: the last ones would still be there
-    engine = Engine(max_epochs=len(points) + 1, default_root_dir=folder, **options)
-    engine.fit(model, datamodule=data)
-    return timer.seconds[1:]
 
 
 class Side(NamedTuple):
@@ -181,85 +88,82 @@ def epoch_lite0(setting: Setting, folder: Path) -> list[Comparison]:
     )  # fmt: skip
 
 
-def inference(setting: Setting, folder: Path) -> list[Comparison]:
-    """Inference at batch 1 and 32, each model beside ReverseDistillation in the same backend and precision."""
-    models = _untrained_models(setting)
-    data = make_images(folder / "images", 4, setting.side)
-    exported = {name: _openvino_form(setting, model, folder / name) for name, model in models.items()}
-    ours = [name for name, model in models.items() if isinstance(model, Cdd)]
-    in_8_bits = {name: _openvino_form(setting, models[name], folder / f"{name} 8 bits", data) for name in ours}
-    comparisons = []
-    for batch in (1, 2 if setting.quick else 32):
-        images = torch.rand(batch, 3, setting.side, setting.side)
-        inferred = {("Lightning, fp32", name): partial(model, images) for name, model in models.items()}
-        for form, hint in PRECISIONS.items():
-            inferred |= {(form, name): _compiled(model, images, hint) for name, model in exported.items()}
-        inferred |= {(IN_8_BITS, name): _compiled(model, images, {}) for name, model in in_8_bits.items()}
-        sides = {side: infer for side, infer in inferred.items() if infer is not None}
-        left_out = ", ".join(f"{name} in {form}" for form, name in inferred if (form, name) not in sides)
-        with torch.no_grad():
-            # a round of 32 takes minutes, and its timings spread less
-            times = take_turns(sides, setting.repeats if batch == 1 else 1)
-        for (form, name), seconds in times.items():
-            beside = "OpenVINO, its choice" if form == IN_8_BITS else form
-            what = f"batch {batch}, {form}: {name} / {RIVAL}" + (f" in {beside}" if form != beside else "")
-            aim = AIMS.get((form, name)) if batch == 1 else None
-            note = f"exported for another batch and left out: {left_out}" if name == RIVAL and left_out else ""
-            comparisons.append(Comparison(what, seconds, times[beside, RIVAL], aim=aim, note=note))
-    return comparisons
+def epoch_siblings(setting: Setting, folder: Path) -> list[Comparison]:
+    """An epoch of each model that distils against one of `Cdd` with every switch off, teacher cached, Lite0."""
+    count = 8 if setting.quick else 64
+    data, note = make_images(folder, count, setting.side), f"{count} images of {setting.side} pixels, fp32, one round"
+    options = plain(setting, LITE0["backbone"])
+    rival = epoch_seconds(cdd(setting, LITE0, **SWITCHES_OFF), data, folder)
+    return [
+        Comparison(
+            f"{model.__name__} / switches off",
+            epoch_seconds(model(**options), data, folder, points=(0,)),  # type: ignore[operator]
+            [sum(rival) / len(rival)],
+            note=note,
+        )
+        for model in (ReContrast, Urd, Dtsnet, Dmdd, Mhkd)
+    ]
 
 
-RIVAL = "ReverseDistillation"
-IN_8_BITS = "OpenVINO, student in 8 bits"
-PRECISIONS = {"OpenVINO, fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "OpenVINO, its choice": {}}
-AIMS = {("Lightning, fp32", "Cdd"): 0.9, (IN_8_BITS, "Cdd"): 0.6}
-
-
-def _untrained_models(setting: Setting) -> dict[str, Any]:
-    """Return models that have everything but sense: random weights, and statistics of the size that a fit leaves."""
-    backbone = "resnet18" if setting.quick else "wide_resnet50_2"
-    pre_processor = Cdd.configure_pre_processor((setting.side, setting.side), (setting.side, setting.side))
-    plain: dict[str, Any] = {"pre_processor": pre_processor, "evaluator": False, "visualizer": False}
-    plain["post_processor"] = False  # nothing has been fitted
-    patchcore = Patchcore(backbone=backbone, pre_trained=False, **plain)
-    patchcore.model.memory_bank = torch.rand(*((100, 384) if setting.quick else BANK))
-    padim = Padim(pre_trained=False, **plain)
-    patches, channels = (setting.side // 4) ** 2, padim.model.n_features
-    padim.model.gaussian.mean = torch.rand(channels, patches)
-    padim.model.gaussian.inv_covariance = torch.eye(channels).expand(patches, -1, -1).contiguous()
-    create = timm.create_model
-    # Stfpm has no option for a teacher of random weights
-    with patch("timm.create_model", lambda *args, **kwargs: create(*args, **kwargs | {"pretrained": False})):
-        stfpm = Stfpm(**plain)
-    models = {
-        "Cdd": cdd(setting, {"backbone": backbone}),
-        "Cdd Lite0": cdd(setting, LITE0),
-        "ReverseDistillation": ReverseDistillation(backbone=backbone, pre_trained=False, **plain),
-        "Patchcore": patchcore,
-        "Padim": padim,
-        "Stfpm": stfpm,
+def fit_banks(setting: Setting, folder: Path) -> list[Comparison]:
+    """The whole fit of memory banks against that of Patchcore at its own tenth, Lite0, fp32, one round."""
+    count = 8 if setting.quick else 64
+    data = make_images(folder, count, setting.side)
+    options = plain(setting, LITE0["backbone"])
+    for_layers = {"layers": ["blocks.2.1.conv_pwl", "blocks.4.2.conv_pwl"]}  # strides 8 and 16
+    rest = {name: option for name, option in options.items() if name != "audit"}
+    makes: dict[str, Callable[[], Any]] = {
+        "Patchcore": lambda: Patchcore(**rest, **for_layers),
+        "CrossPatch": lambda: CrossPatch(**options),
+        "SoftPatch": lambda: SoftPatch(**options),
+        "Padim": lambda: Padim(**rest, **for_layers, n_features=100),
     }
-    return {name: model.eval() for name, model in models.items()}
+    trainer = QUIET | {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "default_root_dir": folder}
+    seconds = {name: clock(partial(Engine(**trainer).fit, make(), datamodule=data)) for name, make in makes.items()}
+    note = f"{count} images of {setting.side} pixels, one epoch"
+    return [
+        Comparison(f"{name} / Patchcore", [taken], [seconds["Patchcore"]], note=note)
+        for name, taken in seconds.items()
+        if name != "Patchcore"
+    ]
 
 
-def _openvino_form(setting: Setting, model: Any, folder: Path, data: FolderNoisy | None = None) -> Any:
-    """Return an OpenVINO network, in 8 bits if there is data."""
+def plain(setting: Setting, backbone: str) -> dict[str, Any]:
+    """Return the options of a model that is timed: no weights, and nothing that is not its own."""
+    pre_processor = Cdd.configure_pre_processor((setting.side, setting.side), (setting.side, setting.side))
+    off = dict.fromkeys(("pre_trained", "audit", "evaluator", "visualizer", "post_processor"), False)
+    return off | {"backbone": backbone, "pre_processor": pre_processor}
+
+
+def crosspatch(setting: Setting, folder: Path) -> list[Comparison]:
+    """CrossPatch against Patchcore with as many patches of as many images, four images at a time, Lite0, fp32."""
+    options = plain(setting, LITE0["backbone"]) | {"layers": ["blocks.2.1.conv_pwl", "blocks.4.2.conv_pwl"]}
+    ours = CrossPatch(**options).eval()
+    rival = Patchcore(**{name: option for name, option in options.items() if name != "audit"}).eval()
+    images, patches = (4, 10) if setting.quick else (100, 78)
+    channels, projected = ours.model.projection.shape
+    ours.model.memory_bank = torch.rand(images, patches, projected)
+    rival.model.memory_bank = torch.rand(images * patches, channels)
+    batch = torch.rand(4, 3, setting.side, setting.side)
+    sides = {
+        "torch": (partial(ours.model, batch), partial(rival.model, batch)),
+        "OpenVINO, fp32": tuple(_in_openvino(model, batch, folder) for model in (ours, rival)),
+    }
+    with torch.no_grad():
+        return [
+            Comparison(
+                f"{backend}: CrossPatch / Patchcore", *alternate(*both, setting.repeats), aim=1.0, images=len(batch)
+            )
+            for backend, both in sides.items()
+        ]
+
+
+def _in_openvino(model: Any, batch: torch.Tensor, folder: Path) -> Callable[[], Any]:
     import openvino
 
-    compression = {"compression_type": CompressionType.INT8_PTQ, "datamodule": data} if data else {}
-    return openvino.Core().read_model(model.to_openvino(folder, input_size=(setting.side, setting.side), **compression))
-
-
-def _compiled(model: Any, images: Tensor, hint: dict[str, str]) -> Callable[[], Any] | None:
-    """Return the inference of a batch in OpenVINO, at the precision of the hint; ``None`` if the export takes none."""
-    import openvino
-
-    network = model.clone()
-    try:
-        network.reshape(images.shape)
-    except RuntimeError:  # Patchcore's has the number of images that it was traced with in it
-        return None
-    return partial(openvino.compile_model(network, "CPU", hint), images.numpy())
+    path = model.to_openvino(folder / type(model).__name__, input_size=tuple(batch.shape[-2:]))
+    network = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return partial(network, batch.numpy())
 
 
 def memory(setting: Setting, folder: Path) -> list[Comparison]:
@@ -425,7 +329,11 @@ def _timed(work: Callable[..., Any], parts: dict[str, float], part: str) -> Call
 ROWS: dict[str, Callable[[Setting, Path], list[Comparison]]] = {
     "epoch_wrn50": epoch_wrn50,
     "epoch_lite0": epoch_lite0,
+    "epoch_siblings": epoch_siblings,
+    "fit_banks": fit_banks,
     "inference": inference,
+    "crosspatch": crosspatch,
+    "audit": audit,
     "memory": memory,
     "start_up": start_up,
     "linear": linear,

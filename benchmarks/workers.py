@@ -36,7 +36,7 @@ def grid(folder: Path, epochs: int) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
-    from .rows import SWITCHES_OFF
+    from .setting import SWITCHES_OFF
 
     rng = np.random.default_rng(0)
     for name in ("good", "good_test", "bad"):

@@ -13,7 +13,8 @@ from benchmarks import __main__ as bench
 from benchmarks import synthesis
 from benchmarks.measuring import Comparison, alternate
 from benchmarks.report import to_markdown
-from benchmarks.rows import ROWS, Setting
+from benchmarks.rows import ROWS
+from benchmarks.setting import Setting
 
 
 def test_ratio_is_of_medians_and_spread_of_rounds() -> None:
@@ -30,7 +31,7 @@ def test_sides_alternate_and_warm_up_does_not_count() -> None:
     assert len(ours) == len(rival) == 2
 
 
-@pytest.mark.parametrize("name", ["epoch_lite0", "memory", "overhead"])
+@pytest.mark.parametrize("name", ["epoch_lite0", "fit_banks", "memory", "overhead"])
 def test_a_row_measures_something(name: str, tmp_path: Path) -> None:
     for comparison in ROWS[name](Setting(repeats=1, threads=1, quick=True), tmp_path):
         assert len(comparison.ours) == 1

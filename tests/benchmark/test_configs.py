@@ -116,8 +116,8 @@ def test_the_ablations_stand_on_the_papers_setting() -> None:
     ("name", "model"),
     [
         ("paper_mvtec_table", "cdd_paper"), ("paper_visa_table", "cdd_paper"), ("fuad", "cdd_paper"),
-        ("bottle", "cdd_paper"), ("bottle", "cdd_paper_lite2"), ("small_sets", "cdd_paper"), ("long_training", "cdd_paper"),
-        ("rivals", "cdd_paper"), ("few_images", "cdd_paper"),
+        ("bottle", "cdd_paper"), ("bottle", "cdd_paper_lite2"), ("small_sets", "cdd_paper"),
+        ("long_training", "cdd_paper"), ("rivals", "cdd_paper"), ("few_images", "cdd_paper"),
     ],
 )  # fmt: skip
 def test_what_is_called_the_papers_has_its_setting(name: str, model: str) -> None:
