@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training said of each of its images, epoch by epoch: kept in checkpoints, for whoever cleans the data.
 
-*Confidence* (Eq. 12) is the previous student's. A *cross-domain score* is the anomaly score by domain students that
-have not been trained on the image, neither in this epoch nor in one that they come from.
+A *cross-domain score* is the anomaly score by domain students that have not been trained on the image, neither in this
+epoch nor in one that they come from.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,6 @@ class TrainingHistory:
 
     Attributes:
         image_paths: Paths of the N images.
-        confidence: One tensor ``(N,)`` per epoch, in [-L, L]; NaN where the epoch did not ask.
         cross_domain: One tensor ``(N,)`` per epoch, in [0, 1], higher is more anomalous; NaN where every student of the
             epoch has been trained on the image.
         scale: One tensor ``(2,)`` per epoch: mean and standard deviation over the images of the scores by all students
@@ -33,18 +32,13 @@ class TrainingHistory:
     """
 
     image_paths: list[str]
-    confidence: list[Tensor] = field(default_factory=list)
     cross_domain: list[Tensor] = field(default_factory=list)
     scale: list[Tensor] = field(default_factory=list)
     own: Tensor | None = None
 
-    def record(self, epoch: int, confidence: Tensor, cross_domain: Tensor, scale: Tensor) -> None:
+    def record(self, epoch: int, cross_domain: Tensor, scale: Tensor) -> None:
         """Take down an epoch; what was known of it and of later ones, from before a resume, is dropped."""
-        for values, value in (
-            (self.confidence, confidence),
-            (self.cross_domain, cross_domain),
-            (self.scale, scale),
-        ):
+        for values, value in ((self.cross_domain, cross_domain), (self.scale, scale)):
             del values[epoch:]
             values.extend([torch.full_like(value, torch.nan)] * (epoch - len(values)))
             values.append(value.clone())
@@ -87,5 +81,5 @@ class TrainingHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data for a checkpoint."""
-        lists = ("image_paths", "confidence", "cross_domain", "scale")
+        lists = ("image_paths", "cross_domain", "scale")
         return {name: list(getattr(self, name)) for name in lists} | {"own": self.own}

@@ -327,7 +327,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         data = self.training_set
         if self.training_history is None or self.training_history.image_paths != data.image_paths:
             self.training_history = TrainingHistory(data.image_paths)
-        self.training_history.record(self.current_epoch, data.image_confidence(), *data.cross_domain_scores())
+        self.training_history.record(self.current_epoch, *data.cross_domain_scores())
         # for Lightning's EarlyStopping: 1 where the ranking of the training images no longer changes
         self.log_epoch(ranking_agreement=self.training_history.agreement())
         if self.current_epoch + 1 == self.trainer.max_epochs:  # the last checkpoint holds the report
@@ -412,6 +412,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         checks.check_checkpoint(checkpoint, self.state_dict(), self.options, fitting)
         super().on_load_checkpoint(checkpoint)
-        history = checkpoint.get("training_history")
-        self.training_history = None if history is None else TrainingHistory(**history)
+        history = dict(checkpoint.get("training_history") or {})
+        history.pop("confidence", None)  # version 0.1 had it
+        self.training_history = TrainingHistory(**history) if history else None
         self._resumed = dict(checkpoint.get("cdd_training", {})) if fitting else {}

@@ -66,7 +66,6 @@ class TrainingSet:
         # per sample: sum and number of the scores by students that have not been trained on it, and by all
         self._score_sums = torch.zeros(len(features), 4)
         self._unmet = torch.zeros(0, len(features), dtype=torch.bool)
-        self._has_recalled = False
         self._previous: Student | None = None
         self._recalled: FeatureCache | None = None
         self._targets: FeatureCache | None = None
@@ -130,7 +129,6 @@ class TrainingSet:
         _release(self._recalled)
         self._recalled = None
         self._previous = previous
-        self._has_recalled = needed
         if not needed:
             return
         if self.features.cache is not None and self._budget is not None:
@@ -274,11 +272,6 @@ class TrainingSet:
     def image_paths(self) -> list[str]:
         """Paths of the images, or their numbers where the data set does not tell."""
         return self.features.image_paths
-
-    def image_confidence(self) -> Tensor:
-        """Return each image's confidence in this epoch, of its tiles the lowest, shape (images,); NaN if not asked."""
-        by_image = self.confidence.view(-1, self.features.per_image).amin(dim=1)
-        return by_image if self._has_recalled else torch.full_like(by_image, torch.nan)
 
     def cross_domain_scores(self) -> tuple[Tensor, Tensor]:
         """Return each image's anomaly score by students that have not been trained on it, and the epoch's scale.

@@ -248,7 +248,7 @@ def test_limit_train_batches_trains_on_so_many_images(
 def test_fast_dev_run_takes_one_batch_through_everything(make_model: Model, make_data: Data, tmp_path: Path) -> None:
     model = make_model(domains=(2,))
     Engine(fast_dev_run=True, accelerator="cpu", default_root_dir=tmp_path).fit(model, datamodule=make_data())
-    assert len(model.training_history.confidence) == 1
+    assert len(model.training_history.cross_domain) == 1
     assert len(model.training_history.image_paths) == 4
 
 

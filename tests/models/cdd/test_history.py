@@ -28,8 +28,7 @@ NAN = torch.nan
 
 
 def record(history: TrainingHistory, epoch: int, scores: list[float], scale: list[float]) -> None:
-    values = torch.tensor(scores)
-    history.record(epoch, torch.zeros(len(values)), values, torch.tensor(scale))
+    history.record(epoch, torch.tensor(scores), torch.tensor(scale))
 
 
 def test_report_is_by_hand_the_mean_of_standardised_epochs() -> None:
@@ -48,7 +47,7 @@ def test_report_is_by_hand_the_mean_of_standardised_epochs() -> None:
     np.testing.assert_allclose(report.curves["standard_score"], expected, rtol=1e-5)
     # a resume from epoch 1 writes it again
     record(history, 1, [1.0, 2.0, 3.0], [2.0, 1.0])
-    assert len(history.confidence) == len(history.cross_domain) == len(history.scale) == 2
+    assert len(history.cross_domain) == len(history.scale) == 2
     assert history.report().scores.tolist() == pytest.approx([1.0, 2.0, 3.0])
     # an image that was in every domain from the start has no score out of sample, and there is no report
     record(history, 0, [1.0, 2.0, NAN], [2.0, 1.0])
@@ -217,7 +216,7 @@ def test_history_is_saved_and_resumed(make_model: Model, make_data: Data, make_e
     make_engine(max_epochs=3).fit(model, datamodule=data)
     history = model.training_history
     assert history.image_paths == data.train_data.samples["image_path"].tolist()
-    assert len(history.confidence) == len(history.cross_domain) == 3
+    assert len(history.cross_domain) == len(history.scale) == 3
     checkpoint = next((tmp_path / "results").rglob("*.ckpt"))
     loaded = Cdd.load_from_checkpoint(checkpoint)
     assert loaded.training_report().scores.tolist() == model.training_report().scores.tolist()
@@ -226,7 +225,7 @@ def test_history_is_saved_and_resumed(make_model: Model, make_data: Data, make_e
     engine = make_engine(max_epochs=4)
     resumed = make_model()
     engine.fit(resumed, datamodule=make_data(), ckpt_path=checkpoint)
-    assert len(resumed.training_history.confidence) == 4
+    assert len(resumed.training_history.cross_domain) == 4
     assert torch.equal(resumed.training_history.cross_domain[2], history.cross_domain[2])
 
 
