@@ -412,7 +412,6 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         checks.check_checkpoint(checkpoint, self.state_dict(), self.options, fitting)
         super().on_load_checkpoint(checkpoint)
-        history = dict(checkpoint.get("training_history") or {})
-        history.pop("confidence", None)  # version 0.1 had it
-        self.training_history = TrainingHistory(**history) if history else None
+        history = checkpoint.get("training_history")
+        self.training_history = None if history is None else TrainingHistory(**history)
         self._resumed = dict(checkpoint.get("cdd_training", {})) if fitting else {}
