@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from anomalib_cdd.data.clean import IMAGE_SIZE, REFERENCE_IMAGES
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER, normalisation
-from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates, parts_of
+from anomalib_cdd.teachers.duplicates import QUARTERS, centre, describe, near_duplicates, parts_of
 from anomalib_cdd.teachers.patches import DIMENSIONS, PatchExtractor, nearest_distances, random_projection
 from anomalib_cdd.training.read_alike import Reader, read_by
 from anomalib_cdd.training.reading import white_level
@@ -97,25 +97,33 @@ def score_images(
     extractor = PatchExtractor(backbone, layers, pre_trained, weights).to(device)
     look = _Look(dataset, extractor, image_size, normalisation(backbone), batch_size, progress)
 
-    descriptors = np.concatenate([describe(patches).cpu().numpy() for patches in look("looking for near-duplicates")])
+    # whole arrays: small ones that stay between large ones that go would keep the allocator from reusing memory
+    count = len(dataset)
+    descriptors = np.empty((count, QUARTERS**2 * DIMENSIONS), dtype=np.float32)
+    start = 0
+    for patches in look("looking for near-duplicates"):
+        rows = slice(start, start := start + len(patches))
+        descriptors[rows] = describe(patches).cpu()
     features = centre(descriptors)
     duplicates = near_duplicates(features)
     part = parts_of(len(dataset), duplicates)
     references = _references(part, reference_images, seed)
-    bank = torch.cat([grid.flatten(2).mT for grid in look("reading the images to ask", references)])
+    asked = torch.cat(list(look("reading the images to ask", references)))
+    bank = asked.flatten(2).mT.contiguous()
 
-    scores: list[Tensor] = []
-    maps: list[Tensor] = []
+    scores = np.empty(count, dtype=np.float32)
+    maps = np.empty((count, *asked.shape[-2:]), dtype=np.float16)
+    start = 0
     for grid in look("asking the other images"):
-        rows = part[len(maps) : len(maps) + len(grid)]
+        rows = slice(start, start := start + len(grid))
         nearest = nearest_distances(grid.flatten(2).mT.flatten(0, 1), bank).view(len(grid), -1, len(bank))
-        others = torch.from_numpy(part[references][None] != rows[:, None]).to(device)
+        others = torch.from_numpy(part[references][None] != part[rows][:, None]).to(device)
         batch = torch.stack([suspicion(d, known) for d, known in zip(nearest, others, strict=True)])
         batch = batch.view(len(grid), *grid.shape[-2:])
-        scores.append(image_scores(batch, image_size).cpu())
-        maps.extend(batch.half().cpu())
+        scores[rows] = image_scores(batch, image_size).cpu()
+        maps[rows] = batch.half().cpu()
     paths = [str(path) for path in dataset.samples["image_path"]]
-    return Recurrence(paths, torch.cat(scores).numpy(), torch.stack(maps).numpy(), features, duplicates)
+    return Recurrence(paths, scores, maps, features, duplicates)
 
 
 def dataset_of(paths: Sequence[str | Path]) -> AnomalibDataset:

@@ -50,10 +50,11 @@ def _nearest(queries: Tensor, bank: Tensor, allowed: Tensor | None) -> tuple[Ten
     for start in range(0, len(bank), BANK_CHUNK):
         part = bank[start : start + BANK_CHUNK]
         # without the squares of the queries, which are the same for all of the bank
-        distances = (-2 * queries) @ part.mT
-        distances += part.square().sum(dim=1)
+        squares = part.square().sum(dim=1)
         if allowed is not None:
-            distances = distances.masked_fill(~allowed[start : start + BANK_CHUNK], torch.inf)
+            squares = squares.masked_fill(~allowed[start : start + BANK_CHUNK], torch.inf)
+        distances = (-2 * queries) @ part.mT
+        distances += squares
         values, indices = distances.min(dim=1)
         if best is None or place is None:
             best, place = values, indices
