@@ -136,7 +136,7 @@ def plain(setting: Setting, backbone: str) -> dict[str, Any]:
 
 
 def crosspatch(setting: Setting, folder: Path) -> list[Comparison]:
-    """CrossPatch against Patchcore with as many patches of as many images, four images at a time, Lite0, fp32."""
+    """CrossPatch against Patchcore with as many patches of as many images, two images at a time, Lite0, fp32."""
     options = plain(setting, LITE0["backbone"]) | {"layers": ["blocks.2.1.conv_pwl", "blocks.4.2.conv_pwl"]}
     ours = CrossPatch(**options).eval()
     rival = Patchcore(**{name: option for name, option in options.items() if name != "audit"}).eval()
@@ -144,7 +144,7 @@ def crosspatch(setting: Setting, folder: Path) -> list[Comparison]:
     channels, projected = ours.model.projection.shape
     ours.model.memory_bank = torch.rand(images, patches, projected)
     rival.model.memory_bank = torch.rand(images * patches, channels)
-    batch = torch.rand(4, 3, setting.side, setting.side)
+    batch = torch.rand(2, 3, setting.side, setting.side)  # what Patchcore's export takes
     sides = {
         "torch": (partial(ours.model, batch), partial(rival.model, batch)),
         "OpenVINO, fp32": tuple(_in_openvino(model, batch, folder) for model in (ours, rival)),
