@@ -179,6 +179,7 @@ def memory(setting: Setting, folder: Path) -> list[Comparison]:
             teacher_levels, model.model, model.pre_processor.transform, torch.device("cpu"), torch.float32
         )
         features = TeacherFeatures(data.train_dataloader(), extract, torch.device("cpu"))
+        extract(next(iter(data.train_dataloader())))  # the room that a batch needs in any case
         before = _own_memory()
         features.fill(FeatureBudget(memory_gb, folder))
         taken = (_own_memory() - before) / count / 1e6
