@@ -24,12 +24,10 @@ def audit(setting: Setting, folder: Path) -> list[Comparison]:
         command = [sys.executable, "-m", "anomalib_cdd", "audit", "--data", str(images), "--output", f"{images}_page"]
         seconds[count] = clock(lambda command=command: subprocess.run(command, check=True, capture_output=True))
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9  # the largest child's so far
-        aim = 600 if count == COUNTS[-1] else None
+        aims = (600, 4) if count == COUNTS[-1] else (None, None)
         comparisons += [
-            Comparison(f"{count:,} images", [seconds[count]], [1.0] if aim else [], aim=aim),
-            Comparison(
-                f"{count:,} images, peak memory", [peak], [1.0] if aim else [], aim=4 if aim else None, unit="GB"
-            ),
+            Comparison(f"{count:,} images", [seconds[count]], aim=aims[0]),
+            Comparison(f"{count:,} images, peak memory", [peak], aim=aims[1], unit="GB"),
         ]
     comparisons += [
         Comparison(f"{many:,} images / {few:,}", [seconds[many]], [seconds[few]], aim=2.1)
