@@ -47,7 +47,7 @@ def whole(nursery: Nursery) -> dict:
     """What a training ends in that nobody disturbs."""
     life = nursery.live("whole")
     assert life.status == 0, life.output
-    assert len(final(nursery, "whole")["history"]["confidence"]) == EPOCHS
+    assert len(final(nursery, "whole")["history"]["cross_domain"]) == EPOCHS
     return final(nursery, "whole")
 
 
@@ -57,7 +57,7 @@ def final(nursery: Nursery, name: str) -> dict:
 
 def assert_same(one: dict, other: dict) -> None:
     assert one["history"]["image_paths"] == other["history"]["image_paths"]
-    for part in ("confidence", "cross_domain", "scale"):
+    for part in ("cross_domain", "scale"):
         for first, second in zip(one["history"][part], other["history"][part], strict=True):
             torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(one["weights"], other["weights"], rtol=0, atol=0, equal_nan=True)
