@@ -16,7 +16,7 @@ from anomalib.deploy import CompressionType
 from anomalib.models import EfficientAd, Padim, Patchcore, ReverseDistillation, Stfpm
 from torch import Tensor
 
-from anomalib_cdd import Cdd, CrossPatch, Dmdd, Dtsnet, FolderNoisy, InReach, Mhkd, ReContrast, SoftPatch, Urd
+from anomalib_cdd import Cdd, CrossPatch, Dmdd, Dtsnet, FolderNoisy, Mhkd, ReContrast, SoftPatch, Urd
 
 from .measuring import Comparison, take_turns
 from .setting import LITE0, Setting, cdd, make_images
@@ -25,8 +25,8 @@ RIVAL = "ReverseDistillation"
 IN_8_BITS = "OpenVINO, student in 8 bits"
 PRECISIONS = {"OpenVINO, fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "OpenVINO, its choice": {}}
 AIMS = {("Lightning, fp32", "Cdd"): 0.9, (IN_8_BITS, "Cdd"): 0.6}
-# a training set of 200 images: a memory bank has a tenth of their 784 patches, InReach's all of 3,136
-IMAGES, PATCHES, ALL_PATCHES = 200, 78, 3136
+# a training set of 200 images: a memory bank has a tenth of their 784 patches
+IMAGES, PATCHES = 200, 78
 PEAK = """
 import sys, numpy, openvino
 side = int(sys.argv[2])
@@ -45,11 +45,9 @@ def inference(setting: Setting, folder: Path) -> list[Comparison]:
     comparisons = []
     for batch in (1, 2 if setting.quick else 32):
         images = {name: torch.rand(batch, 3, *2 * [_side(setting, model)]) for name, model in models.items()}
-        # InReach's bank is not reduced: seconds an image, as the first row tells
-        timed = {name: model for name, model in models.items() if batch == 1 or not isinstance(model, InReach)}
-        inferred = {("Lightning, fp32", name): partial(model, images[name]) for name, model in timed.items()}
+        inferred = {("Lightning, fp32", name): partial(model, images[name]) for name, model in models.items()}
         for form, hint in PRECISIONS.items():
-            inferred |= {(form, name): _compiled(paths[name], images[name], hint) for name in timed}
+            inferred |= {(form, name): _compiled(paths[name], images[name], hint) for name in models}
         inferred |= {(IN_8_BITS, name): _compiled(path, images[name], {}) for name, path in in_8_bits.items()}
         sides = {side: infer for side, infer in inferred.items() if infer is not None}
         left_out = ", ".join(f"{name} in {form}" for form, name in inferred if (form, name) not in sides)
@@ -74,7 +72,10 @@ def inference(setting: Setting, folder: Path) -> list[Comparison]:
 
 
 def untrained_models(setting: Setting) -> dict[str, Any]:
-    """Return models that have everything but sense: random weights, and statistics of the size that a fit leaves."""
+    """Return models that have everything but sense: random weights, and statistics of the size that a fit leaves.
+
+    Without InReach: its bank is not reduced, and an image takes seconds.
+    """
     backbone = "resnet18" if setting.quick else "wide_resnet50_2"
     pre_processor = Cdd.configure_pre_processor((setting.side, setting.side), (setting.side, setting.side))
     plain: dict[str, Any] = {"pre_processor": pre_processor, "evaluator": False, "visualizer": False}
@@ -100,7 +101,6 @@ def untrained_models(setting: Setting) -> dict[str, Any]:
         "CrossPatch Lite0": _with_bank(setting, CrossPatch(**small)),
         "SoftPatch": _with_bank(setting, SoftPatch(**teacher)),
         "SoftPatch Lite0": _with_bank(setting, SoftPatch(**small)),
-        "InReach Lite0": _with_bank(setting, InReach(**small)),
         "ReContrast": ReContrast(**teacher),
         "Urd": Urd(**teacher),
         "Dtsnet": Dtsnet(**teacher),
@@ -124,17 +124,12 @@ def _bank_size(setting: Setting) -> int:
 
 def _with_bank(setting: Setting, model: Any) -> Any:
     """Fill a bank with random numbers: what it holds does not change the time."""
-    network, count = model.model, _bank_size(setting)
+    network = model.model
     if isinstance(model, CrossPatch):
-        network.memory_bank = torch.rand(10, 10, network.projection.shape[1]) if setting.quick else torch.rand(
-            IMAGES, PATCHES, network.projection.shape[1]
-        )  # fmt: skip
-    elif isinstance(model, SoftPatch):
-        network.bank.fill(torch.rand(count, network.extractor.channels))
+        images, patches = (10, 10) if setting.quick else (IMAGES, PATCHES)
+        network.memory_bank = torch.rand(images, patches, network.projection.shape[1])
     else:
-        network.mix(projected=True)
-        count = count if setting.quick else IMAGES * ALL_PATCHES
-        network.bank.fill(torch.rand(count, len(network.mixing) + 2))
+        network.bank.fill(torch.rand(_bank_size(setting), network.extractor.channels))
     return model
 
 
