@@ -129,7 +129,8 @@ def _with_bank(setting: Setting, model: Any) -> Any:
         images, patches = (10, 10) if setting.quick else (IMAGES, PATCHES)
         network.memory_bank = torch.rand(images, patches, network.projection.shape[1])
     else:
-        network.bank.fill(torch.rand(_bank_size(setting), network.extractor.channels))
+        channels = network.patches(torch.zeros(1, 3, setting.side, setting.side)).shape[1]
+        network.bank.fill(torch.rand(_bank_size(setting), channels))
     return model
 
 
