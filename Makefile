@@ -17,7 +17,7 @@ help:
 	@echo "make test-slow   run the tests that take minutes too"
 	@echo "make test-release  build, install into a fresh environment, use it (minutes; needs the package index)"
 	@echo "make dist        wheel and source distribution, in dist/"
-	@echo "make bench       measure speed against anomalib's models (an hour on two cores, 12 GB; results/bench)"
+	@echo "make bench       measure speed against anomalib's models (more than an hour on two cores, 12 GB; results/bench)"
 	@echo "make check       ruff and mypy"
 	@echo "make demo-smoke  the demo at a tiny size, to see that everything is installed"
 	@echo "make TORCH=cpu ...  add one of anomalib's extras for torch: cpu, cu126, cu130, rocm, xpu"
