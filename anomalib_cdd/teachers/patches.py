@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from anomalib_cdd.training.precision import is_traced
 
 from .backbones import Teacher
+from .bank import squared_distances
 
 # what patches are projected to: distances stay what they are for ranking, and cost a fifth
 DIMENSIONS = 192
@@ -128,3 +129,21 @@ def coreset(patches: Tensor, count: int, progress: Callable[[Iterable[int]], Ite
         covered[last] = -torch.inf  # not twice, where all others have a twin among those chosen
         chosen.append(covered.argmax())
     return torch.stack(chosen)
+
+
+def cell_means(patches: Tensor, chosen: Tensor) -> Tensor:
+    """Return the mean of the patches that are nearest to each chosen one: a step of Lloyd's algorithm for k-means.
+
+    What a coreset chooses are extremes, far from the patches that they stand for; their means are near to them.
+
+    Args:
+        patches: Shape ``(P, D)``.
+        chosen: Rows of patches, shape ``(Q,)``, such as :func:`coreset` returns.
+
+    Returns:
+        Shape ``(Q, D)``. Of equal patches the first that was chosen has all; the others stay as they are.
+    """
+    centres = patches[chosen]
+    cells = F.one_hot(squared_distances(patches, centres).argmin(dim=1), len(chosen)).to(patches.dtype)
+    counts = cells.sum(dim=0)[:, None]
+    return torch.where(counts > 0, cells.T @ patches / counts.clamp_min(1), centres)

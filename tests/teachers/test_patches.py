@@ -5,7 +5,14 @@
 import pytest
 import torch
 
-from anomalib_cdd.teachers.patches import PatchExtractor, coreset, join_levels, nearest_distances, random_projection
+from anomalib_cdd.teachers.patches import (
+    PatchExtractor,
+    cell_means,
+    coreset,
+    join_levels,
+    nearest_distances,
+    random_projection,
+)
 
 
 def test_levels_are_averaged_and_joined_on_the_finer_grid() -> None:
@@ -56,3 +63,11 @@ def test_a_coreset_takes_the_middle_then_the_farthest() -> None:
     # mean 3.5: nearest 3; then 10 (7 away), then 0 (3 away)
     patches = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
     assert coreset(patches, 3).tolist() == [2, 3, 0]
+
+
+def test_each_patch_of_a_coreset_gives_way_to_the_mean_of_those_it_stands_for() -> None:
+    # 1 is nearest to 0, and 3 and 10 are alone
+    patches = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
+    assert cell_means(patches, torch.tensor([2, 3, 0])).tolist() == [[3.0], [10.0], [0.5]]
+    # more asked for than there are different ones
+    assert cell_means(torch.tensor([[4.0], [4.0], [5.0]]), torch.tensor([0, 2, 1])).tolist() == [[4.0], [5.0], [4.0]]

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates, parts_of
-from anomalib_cdd.teachers.patches import PatchExtractor, coreset
+from anomalib_cdd.teachers.patches import PatchExtractor, cell_means, coreset
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.memory_bank import FillsMemoryBank
 
@@ -30,16 +30,17 @@ from .torch_model import CrossPatchModel
 class CrossPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """CrossPatch: patches of the training images, and the k-th nearest image decides.
 
-    Patchcore with three differences: the bank is kept image by image, each image's coreset is its own (one over all
-    images prefers what is rare, anomalies above all), and a patch is as anomalous as it is far from its nearest patch
-    in the k-th nearest image. Near-duplicates count as one image.
+    Patchcore with four differences: the bank is kept image by image; each image's coreset is its own (one over all
+    images prefers what is rare, anomalies above all); the bank holds the mean of the patches that each of them stands
+    for; and a patch is as anomalous as it is far from its nearest in the k-th nearest image. Near-duplicates count as
+    one image.
 
     Args:
         backbone: timm name of the teacher.
         layers: Names of its levels. ``None`` takes those at strides 8 and 16: a ResNet's ``layer2`` and ``layer3``.
         pre_trained: Whether to load the teacher's weights.
         weights: A local weight file for the teacher, for sites without internet.
-        coreset_sampling_ratio: Share of an image's patches that the bank keeps, in (0, 1].
+        coreset_sampling_ratio: Patches that the bank has of an image, as a share of the image's, in (0, 1].
         agreeing_images: In how many training images a patch has to be found, k, at least 1. With 1 an anomalous
             training image vouches for its own defect.
         max_patches: Patches in the bank at most, shared evenly by the images; beyond one patch an image a sample of
@@ -107,7 +108,7 @@ class CrossPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: i
         domain = parts_of(len(images), near_duplicates(features))
         banked, count = self._shares(np.unique(domain), len(images[0]))
         chosen = [self.vectors(images[row], grid) for row in tqdm(banked, desc="coresets", leave=False)]
-        self.model.memory_bank = torch.stack([patches[coreset(patches, count)] for patches in chosen])
+        self.model.memory_bank = torch.stack([cell_means(patches, coreset(patches, count)) for patches in chosen])
         return torch.from_numpy(domain[:, None] != domain[banked])
 
     def _shares(self, images: NDArray[np.int64], patches: int) -> tuple[NDArray[np.int64], int]:

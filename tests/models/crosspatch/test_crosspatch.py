@@ -68,6 +68,15 @@ def test_max_patches_bounds_the_bank_evenly(make_data: Callable[..., MVTecNoisy]
     assert sizes == {None: (14, 64), 45: (14, 3), 7: (7, 1)}
 
 
+def test_the_bank_has_the_means_of_what_each_images_coreset_stands_for() -> None:
+    model = make_model(coreset_sampling_ratio=0.5)
+    # four patches of each image, two and two nearly alike
+    first = torch.tensor([[0.0, 0.0], [0.0, 1.0], [8.0, 0.0], [8.0, 1.0]])
+    model.fill([first.half(), 20 - first.half()], (2, 2))
+    means = torch.tensor([[0.0, 0.5], [8.0, 0.5]])
+    assert torch.equal(model.model.memory_bank.sort(dim=1).values, torch.stack([means, (20 - means).flip(0)]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
