@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from anomalib_cdd.training.precision import is_traced
 
 from .backbones import Teacher
-from .bank import squared_distances
+from .bank import nearest
 
 # what patches are projected to: distances stay what they are for ranking, and cost a fifth
 DIMENSIONS = 192
@@ -144,6 +144,7 @@ def cell_means(patches: Tensor, chosen: Tensor) -> Tensor:
         Shape ``(Q, D)``. Of equal patches the first that was chosen has all; the others stay as they are.
     """
     centres = patches[chosen]
-    cells = F.one_hot(squared_distances(patches, centres).argmin(dim=1), len(chosen)).to(patches.dtype)
-    counts = cells.sum(dim=0)[:, None]
-    return torch.where(counts > 0, cells.T @ patches / counts.clamp_min(1), centres)
+    _, cell = nearest(patches, centres)
+    sums = torch.zeros_like(centres).index_add_(0, cell, patches)
+    counts = cell.bincount(minlength=len(chosen))[:, None]
+    return torch.where(counts > 0, sums / counts.clamp_min(1), centres)
