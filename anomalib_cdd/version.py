@@ -2,4 +2,4 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package's version, which records of results carry."""
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"

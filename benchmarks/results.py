@@ -289,8 +289,10 @@ def _looks(cells: pd.DataFrame, style: Style) -> dict[str, Any]:
 
 def course(points: pd.DataFrame) -> dict[str, Figure]:
     """Draw the measures of each data set over the epochs, by the data set's name."""
-    look = styles(points["model"].unique().tolist())
-    return {str(data): curves(group, look, "epoch", EPOCH_CURVES) for data, group in points.groupby("data", sort=False)}
+    return {
+        str(data): curves(group, styles(group["model"].unique().tolist()), "epoch", EPOCH_CURVES)
+        for data, group in points.groupby("data", sort=False)
+    }
 
 
 def fingerprint(path: Path) -> str:
