@@ -211,7 +211,7 @@ def number(values: pd.Series) -> str:
     known = values.dropna()
     if known.empty:
         return "-"
-    digits = 0 if known.mean() > 1 else 3
+    digits = 0 if known.mean() > 1.001 else 3
     parts = [known.mean(), known.std()] if len(known) > 1 else [known.mean()]
     return " ± ".join(f"{part:.{digits}f}".replace("0.", ".", 1) for part in parts)
 
