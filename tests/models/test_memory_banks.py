@@ -72,7 +72,7 @@ class Trained:
         self.data = make_data(root, max_normal=4, train_batch_size=2, val_split_mode="same_as_test")
         self.engine.fit(self.model, datamodule=self.data)
         self.checkpoint = Path(self.engine.best_model_path)
-        self.images = PredictDataset(path=root / "bottle" / "test" / "scratch")
+        self.images = PredictDataset(path=root / "bottle" / "test")
         batches = self.engine.predict(self.model, dataset=self.images)
         self.scores = {path: float(batch.pred_score[i]) for batch in batches for i, path in enumerate(batch.image_path)}
 
@@ -108,7 +108,7 @@ def test_exports_score_as_lightning_does(
         inferencer = OpenVINOInferencer(path, device="CPU", config=SINGLE_PRECISION)
     for image, score in trained.scores.items():
         assert float(inferencer.predict(image).pred_score.squeeze()) == pytest.approx(score, abs=1e-3)
-    assert len({round(score, 4) for score in trained.scores.values()}) > 5
+    assert max(trained.scores.values()) - min(trained.scores.values()) > 0.1
 
 
 def test_a_checkpoint_keeps_bank_and_report_and_fetches_nothing(
@@ -185,7 +185,10 @@ def test_the_report_asks_the_other_images_alone(kind: type[AnomalibModule], mvte
     paths = [str(path) for path in data.train_data.samples["image_path"]]
     own, _ = raw_scores(model, data.train_data)
     assert roc_auc_score(data.train_data.samples["is_noise"], [reported[path] for path in paths]) > 0.9
-    assert all(reported[path] > score for path, score in zip(paths, own, strict=True))
+    # an image finds its own patches nearer than others'; where these are as near, fp16 is all that differs
+    more = np.array([reported[path] for path in paths]) - own
+    assert more.min() > -1e-4
+    assert more.mean() > 0.005
 
 
 def test_softpatch_sees_a_defect_in_its_training_set_where_a_plain_bank_does_not(
