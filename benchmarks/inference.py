@@ -21,6 +21,9 @@ from anomalib_cdd import Cdd, CrossPatch, Dmdd, Dtsnet, FolderNoisy, Mhkd, ReCon
 from .measuring import Comparison, take_turns
 from .setting import LITE0, Setting, cdd, make_images
 
+Side = tuple[str, str]  # backend and precision, model
+Make = Callable[[], Callable[[], Any] | None]  # makes what infers a batch, if it can be had
+
 RIVAL = "ReverseDistillation"
 IN_8_BITS = "OpenVINO, student in 8 bits"
 PRECISIONS = {"OpenVINO, fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "OpenVINO, its choice": {}}
@@ -45,15 +48,24 @@ def inference(setting: Setting, folder: Path) -> list[Comparison]:
     comparisons = []
     for batch in (1, 2 if setting.quick else 32):
         images = {name: torch.rand(batch, 3, *2 * [_side(setting, model)]) for name, model in models.items()}
-        inferred = {("Lightning, fp32", name): partial(model, images[name]) for name, model in models.items()}
-        for form, hint in PRECISIONS.items():
-            inferred |= {(form, name): _compiled(paths[name], images[name], hint) for name in models}
-        inferred |= {(IN_8_BITS, name): _compiled(path, images[name], {}) for name, path in in_8_bits.items()}
-        sides = {side: infer for side, infer in inferred.items() if infer is not None}
-        left_out = ", ".join(f"{name} in {form}" for form, name in inferred if (form, name) not in sides)
-        with torch.no_grad():
-            # a round of 32 takes minutes, and its timings spread less
-            times = take_turns(sides, setting.repeats if batch == 1 else 1)
+        groups: list[dict[Side, Make]] = [
+            {("Lightning, fp32", name): partial(partial, model, images[name]) for name, model in models.items()},
+            *(
+                {(form, name): partial(_compiled, paths[name], images[name], hint) for name in models}
+                for form, hint in PRECISIONS.items()
+            ),
+        ]
+        groups[-1] |= {
+            (IN_8_BITS, name): partial(_compiled, path, images[name], {}) for name, path in in_8_bits.items()
+        }
+        if batch > 1:  # a round takes minutes, and each network gigabytes: once each, one after another
+            groups = [{side: make} for group in groups for side, make in group.items()]
+        times: dict[Side, list[float]] = {}
+        for group in groups:
+            times |= _in_turn(group, setting.repeats if batch == 1 else 1)
+        left_out = ", ".join(
+            f"{name} in {form}" for group in groups for form, name in group if (form, name) not in times
+        )
         for (form, name), seconds in times.items():
             beside = "OpenVINO, its choice" if form == IN_8_BITS else form
             what = f"batch {batch}, {form}: {name} / {RIVAL}" + (f" in {beside}" if form != beside else "")
@@ -69,6 +81,13 @@ def inference(setting: Setting, folder: Path) -> list[Comparison]:
             Comparison(what + "peak memory of a process, batch 1", [_peak_memory(path, side)], unit="MB"),
         ]
     return comparisons
+
+
+@torch.no_grad()
+def _in_turn(makes: dict[Side, Make], repeats: int) -> dict[Side, list[float]]:
+    """Make what infers and time it in turn; what cannot be made is left out. Nothing is kept."""
+    made = {side: make() for side, make in makes.items()}
+    return take_turns({side: infer for side, infer in made.items() if infer is not None}, repeats)
 
 
 def untrained_models(setting: Setting) -> dict[str, Any]:

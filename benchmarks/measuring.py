@@ -57,9 +57,9 @@ def alternate(ours: Callable[[], Any], rival: Callable[[], Any], repeats: int) -
     return times["ours"], times["rival"]
 
 
-def take_turns(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def take_turns(sides: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, list[float]]:
     """Time any number of sides in turn, after a round of warm-up."""
-    rounds: dict[str, list[float]] = {name: [] for name in sides}
+    rounds: dict[Any, list[float]] = {name: [] for name in sides}
     for number in range(repeats + 1):
         for name, side in sides.items():
             taken = clock(side)
