@@ -70,7 +70,7 @@ def test_the_grid_runs_from_the_command_line(mvtec_root: Path, tmp_path: Path, c
         "fuad", "--config", str(CONFIGS / "fuad.yaml"), "--data_root", str(mvtec_root), "--output", str(tmp_path),
         "--seeds", "[0]", "--dry-run",
     ])  # fmt: skip
-    assert capsys.readouterr().out.count("to do") == 4 * 4 * 6
+    assert capsys.readouterr().out.count("to do") == 4 * 4 * 7
 
 
 def test_ctrl_c_ends_the_grid_in_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
