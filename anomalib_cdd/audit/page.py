@@ -113,7 +113,8 @@ def write_page(
         for image, entry in zip(ranked, data["images"], strict=True):
             entry["pictures"] = _pictures(image)
         write_text(path, _render(title, notes, data_file="", data=data))
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier, larger set
+        if (folder / DATA_FILE).exists():  # of an earlier, larger set
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _render(title: str, notes: Sequence[str], *, data_file: str, data: Mapping[str, Any]) -> str:
@@ -132,6 +133,9 @@ def _write_beside(folder: Path, ranked: Sequence[AuditImage], data: dict[str, An
     They are scripts, as a page that is opened from disk can load no JSON; some pictures a file, as file systems and
     whoever copies the folder suffer from a hundred thousand.
     """
+    if folder.exists() and not (folder / DATA_FILE).exists():
+        msg = f"{folder} is not of an audit page, which would need that name: write the page into another folder."
+        raise FileExistsError(msg)
     draft, old = (folder.with_name(f".{folder.name}.{kind}{os.getpid()}") for kind in ("", "old."))
     try:
         draft.mkdir(parents=True)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which code a result comes from: the commit that a record names, and the fingerprint that a cell's key depends on.
 
-The fingerprint is over the source of every room that a result passes through and of the model's own folder, comments,
+The fingerprint is over the source of all that a result passes through and of the model's own folder, comments,
 docstrings and layout aside. So a change of the method, of how data is read or of a measure makes a cell new, while a
 change of the report or of another model does not.
 """
@@ -17,7 +17,10 @@ from inspect import getfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-ROOMS = ("cleaning", "data", "evaluation", "teachers", "thresholds", "training")
+ROOMS = (
+    *("cleaning", "data", "evaluation", "teachers", "thresholds", "training"),
+    *("benchmark/cell.py", "benchmark/course.py", "benchmark/scores.py"),
+)
 UNKNOWN = "unknown"
 
 
@@ -37,9 +40,9 @@ def fingerprint(class_path: str, package: Path = PACKAGE) -> str:
 
 
 def _code(package: Path, room: str) -> str:
-    """Return the code of a folder's files, by name."""
-    parts = []
-    for path in sorted((package / room).rglob("*.py")):
+    """Return the code of a file, or of a folder's files by name."""
+    parts, place = [], package / room
+    for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from lightning.pytorch import seed_everything
@@ -72,7 +72,7 @@ def cross_domain_scores(
         datamodule.setup()
     dataset, folder = datamodule.train_data, Path(folder)
     parts = deal(len(dataset), domains, seed)
-    key = _fingerprint(model_factory(), dataset, domains, seed, in_sample, trainer or {})
+    key = _fingerprint(model_factory(), datamodule, domains, seed, in_sample, trainer or {})
     votes = np.full((domains, len(dataset)), np.nan, dtype=np.float32)
     for number, part in enumerate(tqdm(parts, desc="domains", unit="model", disable=not progress)):
         path = folder / f"part_{number + 1}_of_{domains}.npz"
@@ -169,12 +169,14 @@ def _scores(
     return torch.cat(found).cpu().numpy()
 
 
-def _fingerprint(model: AnomalibModule, dataset: AnomalibDataset, *settings: Any) -> str:
-    """Name what the scores depend on: model, images and settings."""
-    files = [Path(path) for path in dataset.samples["image_path"]]
+def _fingerprint(model: AnomalibModule, data: AnomalibDataModule, *settings: Any) -> str:
+    """Name what the scores depend on: model, images, how they are read, and settings."""
+    files = [Path(path) for path in data.train_data.samples["image_path"]]
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     made_of = [type(model).__qualname__, {name: str(value) for name, value in model.hparams.items()}]
-    content = json.dumps([made_of, states, settings], default=str, sort_keys=True)
+    # hparams leave the pre-processor out
+    read = [model.pre_processor, data.train_augmentations, data.test_augmentations, data.train_batch_size]
+    content = json.dumps([made_of, states, [str(each) for each in read], settings], default=str, sort_keys=True)
     content = re.sub(r" at 0x[0-9a-f]+", "", content)  # where an object lies in memory is no setting
     return hashlib.sha256(content.encode()).hexdigest()
 

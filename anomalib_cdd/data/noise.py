@@ -313,6 +313,12 @@ class NoiseInjection(AnomalibDataModule):
         normal = [name_of[path] for path in train["image_path"]]
         anomalous = (test["label_index"] == LabelName.ABNORMAL).tolist()
         test_names = dict(zip((name_of[path] for path in test["image_path"]), anomalous, strict=True))
+        if twice := sorted(test_names.keys() & set(normal)):
+            msg = (
+                f"{len(twice)} images of {self.name} are in the training set and in the test set, such as {twice[0]}: "
+                "name folders that do not lie within each other"
+            )
+            raise ValueError(msg)
 
         if isinstance(self.test_data, SyntheticAnomalyDataset) and (self.noise_ratio or self.manifest is not None):
             msg = "test_split_mode=synthetic leaves no real anomaly to inject: use from_dir, or noise_ratio 0"
@@ -323,7 +329,7 @@ class NoiseInjection(AnomalibDataModule):
         else:
             pool = [name for name, is_anomalous in test_names.items() if is_anomalous]
             self._split = draw_split(normal, pool, self.noise_ratio, self.noise_seed, self.max_normal)
-        self._inject([name in self._split for name in normal], [name in self._split for name in test_names])
+        self._inject([name in self._split for name in normal], [self._split.get(name, False) for name in test_names])
         if self.exclude is not None:
             excluded = read_exclude_list(self.exclude)
             check_exclude_list(self.exclude, excluded, [*normal, *test_names], root)

@@ -35,11 +35,24 @@ FALSE_ALARM_RATE = 0.05
 PIXEL_FALSE_ALARM_RATE = 0.005
 
 
+def may_be_kept(trainer: Trainer) -> bool:
+    """Return whether a checkpoint that is written now may be the one that is loaded later.
+
+    It is the last of the training, or one that a measure chooses. Where nothing says when a training ends any may be.
+    """
+    epochs, steps = trainer.max_epochs or 1, trainer.max_steps
+    ends = epochs > 0 or steps > 0
+    is_last = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
+    chosen = any(getattr(callback, "monitor", None) for callback in trainer.checkpoint_callbacks)
+    return trainer.should_stop or is_last or chosen or not ends
+
+
 class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
     """Thresholds and normalises any model's scores without a label.
 
     Takes the place of anomalib's ``PostProcessor``, with the same arguments and two more. The training images are
-    scored when the last checkpoint of a fit is saved, or the fit ends; no validation set is needed. A threshold maps to
+    scored when the last checkpoint of a fit is saved, each one that a measure chooses, and when the fit ends; no
+    validation set is needed. A threshold maps to
     0.5 and the median training score to 0.25, strictly monotonically: nothing is clipped, so that ranking measures such
     as AUROC are those of the raw scores.
 
@@ -162,14 +175,17 @@ class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
         del pl_module
         self._calibrated_at = None
         self._images = TrainingImages.of(trainer)
+        if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
+            logger.warning(
+                "Checkpoints with save_weights_only have no thresholds: Lightning asks no callback for them."
+            )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Calibrate before the last checkpoint is written.
+        """Calibrate before a checkpoint is written that may be the one that is kept.
 
         Some models, Patchcore for one, are complete only after every other hook of the epoch.
         """
-        last_epoch = trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or 1)
-        if trainer.state.fn == TrainerFn.FITTING and last_epoch and self._calibrate_once(trainer, pl_module):
+        if trainer.state.fn == TrainerFn.FITTING and may_be_kept(trainer) and self._calibrate_once(trainer, pl_module):
             prefix = next(f"{name}." for name, module in pl_module.named_modules() if module is self)
             checkpoint["state_dict"].update({prefix + name: value for name, value in self.state_dict().items()})
 
@@ -186,6 +202,24 @@ class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
             self.calibrate(model, **self._images._asdict(), progress=takes_bars(trainer))
             self._calibrated_at = trainer.global_step
         return True
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if there are no thresholds."""
+        del trainer, pl_module
+        self._warn_uncalibrated()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if there are no thresholds."""
+        del trainer, pl_module
+        self._warn_uncalibrated()
+
+    def _warn_uncalibrated(self) -> None:
+        used = self.enable_normalization or self.enable_thresholding
+        if used and self._image_threshold.isnan() and self._pixel_threshold.isnan():
+            logger.warning(
+                "This model has no thresholds: scores are raw, and labels cut them at 0.5. Its checkpoint was written "
+                "before the end of a fit. Go on with that, or call calibrate() of its post-processor."
+            )
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Take nothing from validation: it has labels."""

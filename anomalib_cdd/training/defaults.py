@@ -13,6 +13,7 @@ from typing import Any
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from .checkpoints import guard_checkpoints
@@ -33,6 +34,16 @@ def provide(
 ) -> None:
     """Say what a default post-processor is, the audit of a training set, and how a teacher's images are normalised."""
     _PROVIDED.update(post_processor=post_processor, audit=audit, normalisation=normalisation)
+
+
+class GivesBack(Callback):
+    """Tears a model down when its fit ends by an error, where Lightning does not: a retry needs the memory."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the model give back what it holds for its training."""
+        del exception
+        if trainer.state.fn == TrainerFn.FITTING:
+            pl_module.teardown("fit")
 
 
 class LabelFreeDefaults(FaithfulExports):
@@ -82,7 +93,7 @@ class LabelFreeDefaults(FaithfulExports):
         """Return the model's components that are callbacks, its reading and, unless ``audit`` is off, the audit."""
         callbacks: Any = super().configure_callbacks()  # type: ignore[misc]  # AnomalibModule's
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
-        callbacks.append(ReadAlike())
+        callbacks += [ReadAlike(), GivesBack()]
         return [*callbacks, _PROVIDED["audit"]()] if self.hparams.get("audit", True) else callbacks  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def iterate_predictions(
     dataset = copy.copy(dataset)
     as_trained(model, dataset)
     loader = evaluation_loader(dataset, augmentations, transform, batch_size, num_workers)
-    home, was_training = model.device, model.training
+    home, modes = model.device, [(module, module.training) for module in model.modules()]
     device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     model.to(device).eval()
     try:
@@ -57,7 +57,10 @@ def iterate_predictions(
                 images, masks = transform(images, masks)
             yield batch, *_raw_predictions(model, images), masks
     finally:
-        model.to(home).train(was_training)
+        model.to(home)
+        # one by one: some models keep a part in evaluation mode while they train
+        for module, training in modes:
+            module.training = training
 
 
 def _raw_predictions(model: AnomalibModule, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -573,6 +573,19 @@ def test_a_smaller_set_takes_a_large_ones_place(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"index.html"}
 
 
+@pytest.mark.parametrize("count", [1, 1001])
+def test_a_folder_of_the_users_is_left_alone(tmp_path: Path, count: int) -> None:
+    mine = tmp_path / "thumbnails" / "mine.jpg"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    if count == 1:
+        write_page(tmp_path / "index.html", make_images(1), title="Tiles")
+    else:
+        with pytest.raises(FileExistsError, match="thumbnails is not of an audit page"):
+            write_page(tmp_path / "index.html", make_images(count), title="Tiles")
+    assert mine.read_bytes() == b"mine"
+
+
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "index.html"
     write_page(path, make_images(), title="Old")

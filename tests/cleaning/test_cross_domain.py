@@ -98,6 +98,22 @@ def test_a_stopped_run_goes_on_with_what_is_missing(data: MVTecNoisy, tmp_path: 
     assert run(tmp_path / "scores", seed=1)[0] == 3
 
 
+def test_scores_of_another_size_of_images_are_not_taken(data: MVTecNoisy, tmp_path: Path) -> None:
+    def run(size: int) -> tuple[int, list[float]]:
+        def factory() -> AnomalibModule:
+            return Padim(**TINY, n_features=8, pre_processor=Padim.configure_pre_processor((size, size)))
+
+        watch = Watch()
+        trainer = TRAINER | {"callbacks": [watch]}
+        report = cross_domain_scores(factory, data, folder=tmp_path, trainer=trainer, progress=False)
+        return len(watch.seen), report.scores.tolist()
+
+    (trained, small), (again, large) = run(64), run(96)
+    assert (trained, again) == (3, 3)
+    assert small != large
+    assert run(96) == (0, large)
+
+
 def test_a_run_that_is_interrupted_keeps_finished_parts(data: MVTecNoisy, tmp_path: Path) -> None:
     made = []
 

@@ -198,3 +198,9 @@ def test_masks_without_an_image_are_said(parts: Path, caplog: pytest.LogCaptureF
     keep(parts, "defect", NUMBERS)
     assert len(pairs(with_masks(parts, normal_test_dir=None, mask_dir="good"))) == 3  # 001, 002, 010
     assert any("9 masks belong to no image" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("options", [{"abnormal_dir": "defect"}, {"normal_test_dir": "good_test"}])
+def test_folders_within_each_other_are_refused(parts: Path, options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"are in the training set and in the test set, such as (defect|good_test)/"):
+        folder(parts, normal_dir=".", **options)

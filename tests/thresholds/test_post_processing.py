@@ -16,11 +16,12 @@ from anomalib.engine import Engine
 from anomalib.models import Padim, Patchcore
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
 
-from anomalib_cdd import Cdd, LabelFreePostProcessor, MVTecNoisy
+from anomalib_cdd import Cdd, LabelFreePostProcessor, MVTecNoisy, ReContrast
 from anomalib_cdd.evaluation.measures import auroc
 from anomalib_cdd.evaluation.predictions import score_dataset
 from anomalib_cdd.thresholds.calibration import keeps_patches, sample_pixels
@@ -199,6 +200,83 @@ def test_only_the_last_epoch_is_calibrated(
     monkeypatch.setattr(LabelFreePostProcessor, "calibrate", record)
     make_engine(max_epochs=3).fit(make_model("Cdd", True), datamodule=make_data(mvtec_root))
     assert epochs == [2]
+
+
+def thresholds(folder: Path) -> dict[str, bool]:
+    """Whether each checkpoint has thresholds."""
+    found = {}
+    for path in folder.rglob("*.ckpt"):
+        state = torch.load(path, weights_only=True)["state_dict"]
+        found[path.stem] = bool(state["post_processor._image_threshold"].isfinite())
+    return found
+
+
+def test_a_checkpoint_that_a_measure_chooses_has_thresholds(
+    make_engine: Engines, mvtec_root: Path, tmp_path: Path
+) -> None:
+    best = ModelCheckpoint(tmp_path, "best-{epoch}", monitor="train_loss_global", mode="min", save_top_k=-1)
+    make_engine(max_epochs=3, callbacks=[best]).fit(make_model("Cdd", True), datamodule=make_data(mvtec_root))
+    assert thresholds(tmp_path) == {f"best-epoch={epoch}": True for epoch in range(3)} | {"model": True}
+
+
+def test_a_training_of_so_many_steps_has_thresholds_once(
+    make_engine: Engines, mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    calibrate = LabelFreePostProcessor.calibrate
+
+    def record(self: LabelFreePostProcessor, model: Any, *args: Any, **kwargs: Any) -> None:
+        steps.append(model.global_step)
+        calibrate(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(LabelFreePostProcessor, "calibrate", record)
+    seed_everything(0, verbose=False)
+    small = {"backbone": "test_resnet", "pre_trained": False, "student_width": 8, "visualizer": False, "audit": False}
+    model = ReContrast(**small, pre_processor=pre_processor())
+    make_engine(max_epochs=-1, max_steps=10).fit(model, datamodule=make_data(mvtec_root))
+    assert steps == [10]
+    assert thresholds(tmp_path) == {"model": True}
+
+
+def test_a_checkpoint_of_a_fit_that_had_not_ended_says_that_it_has_no_thresholds(
+    make_engine: Engines, mvtec_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stops(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        make_engine(max_epochs=3, callbacks=[Stops()]).fit(make_model("Cdd", True), datamodule=make_data(mvtec_root))
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    assert thresholds(tmp_path) == {"model": False}
+    make_engine().predict(make_model("Cdd", True), datamodule=make_data(mvtec_root), ckpt_path=checkpoint)
+    assert "has no thresholds" in caplog.text
+    caplog.clear()
+    engine, whole = make_engine(max_epochs=3), make_model("Cdd", True)
+    engine.fit(whole, datamodule=make_data(mvtec_root), ckpt_path=checkpoint)
+    engine.test(whole, datamodule=make_data(mvtec_root))
+    assert "has no thresholds" not in caplog.text
+
+
+def test_weights_alone_are_said_to_have_none(
+    make_engine: Engines, mvtec_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = ModelCheckpoint(tmp_path, "weights", save_weights_only=True, every_n_epochs=2)
+    make_engine(callbacks=[weights]).fit(
+        make_model("Padim", LabelFreePostProcessor()), datamodule=make_data(mvtec_root)
+    )
+    assert "save_weights_only have no thresholds" in caplog.text
+
+
+def test_scoring_leaves_every_part_in_the_mode_that_it_was_in(mvtec_root: Path) -> None:
+    model, data = make_model("Cdd", True), make_data(mvtec_root)
+    data.setup()
+    model.train()
+    model.model.student.eval()
+    LabelFreePostProcessor().calibrate(model, data.train_data, progress=False)
+    assert model.training
+    assert not any(module.training for module in model.model.student.modules())
 
 
 def test_it_is_part_of_an_export(

@@ -29,7 +29,13 @@ OF_DOMAIN_STUDENTS = (
 # what is about confident images alone
 OF_CONFIDENT_IMAGES = ("confidence_guidance", "confident_distillation", "confident_once")
 # in which a training does not change when it goes on from a checkpoint; what it was where a checkpoint does not say
-WHO_TEACHES_WHAT = {"domain_students": "forked", "domain_interval": 1, "max_confident": 0.5, "confident_patches": 0.0}
+WHO_TEACHES_WHAT = {
+    "domains": (2, 3, 3, 2),
+    "domain_students": "forked",
+    "domain_interval": 1,
+    "max_confident": 0.5,
+    "confident_patches": 0.0,
+}
 # 200 epochs of plain Reverse Distillation on the paper's 230 images a category, in batches of 16
 PAPER_STEPS = 2900
 # rules of thumb, see docs/training.md
@@ -190,6 +196,7 @@ def check_checkpoint(checkpoint: dict[str, Any], state: dict[str, Tensor], optio
         raise ValueError(msg)
     for name, before in WHO_TEACHES_WHAT.items():
         kind = theirs.get(name, before)
+        kind = tuple(kind) if isinstance(kind, list) else kind
         if fitting and kind != options[name]:
             msg = (
                 f"The checkpoint's training has {name} {kind!r}, this model {options[name]!r}: it cannot go on as "

@@ -6,6 +6,7 @@ A *cross-domain score* is the anomaly score by domain students that have not bee
 epoch nor in one that they come from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,30 @@ from torchmetrics.functional.regression import spearman_corrcoef
 from anomalib_cdd.training.report import TrainingReport
 
 TINY = 1e-12
+
+
+def met_before(
+    known: Sequence[str], met: Tensor | None, image_paths: Sequence[str], students: int, per_image: int = 1
+) -> Tensor:
+    """Return who was trained on which sample in an earlier part of a training: by path, as images may come and go.
+
+    Args:
+        known: Paths of its images; none if there was no such part.
+        met: What is known of them, bool of shape ``(students, known * per_image)``; ``None`` if nothing is: every
+            student descends from one that has learned from all.
+        image_paths: Paths of the N images of today.
+        students: Number of students, the global one included.
+        per_image: Samples an image.
+
+    Returns:
+        Bool of shape ``(students, N * per_image)``.
+    """
+    place = {path: number for number, path in enumerate(known)}
+    result = torch.zeros(students, len(image_paths), per_image, dtype=torch.bool)
+    for number, path in enumerate(image_paths):
+        if path in place:
+            result[:, number] = True if met is None else met.view(students, -1, per_image)[:, place[path]]
+    return result.flatten(1)
 
 
 @dataclass

@@ -7,6 +7,7 @@
 
 import copy
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -43,10 +44,12 @@ from .domains import (
     plan_epoch,
     visits_of,
 )
-from .history import TrainingHistory
+from .history import TrainingHistory, met_before
 from .loss import Selection, perturb, target_distance, with_confident_patches
 from .torch_model import CddModel
 from .training_set import TrainingSet
+
+logger = logging.getLogger(__name__)
 
 ADAM_BETAS = (0.5, 0.999)
 FUSED_ADAM = ("cpu", "cuda", "xpu")
@@ -240,8 +243,9 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
 
         # lines 18 to 26: the other domains' students say what is normal in each image (Eq. 17 to 20)
         with self.finite("the pseudo-normal targets"):
-            unmet = ~self._met[1:]
-            targets = data.targets(students, visits, options.selection, unmet, plan.learns) if plan.across else None
+            # what the previous student has chosen does not stand for the next: a resumed training has forgotten it
+            unmet, anew = ~self._met[1:], plan.learns or plan.recalls
+            targets = data.targets(students, visits, options.selection, unmet, anew) if plan.across else None
         sigma = 0.0 if plan.warm_up else options.feature_noise
         for batch, teacher in zip(visited, data.teacher([visit[:, 0] for visit in visited]), strict=True):
             output = global_student(
@@ -313,10 +317,19 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         check_sides(*(side * self.model.teacher.levels[0].stride for side in data.features.shapes[0][-2:]))
         checks.check_size(len(data), data.batch_size, self.trainer, self.options)
         checks.tell_budget(len(data), data.batch_size, self.trainer.max_epochs or 1, self.options)
-        met = self._resumed.pop("met", None)
-        if met is None or met.shape[1] != len(data):
-            met = torch.zeros(1 + max(self.options.domains), len(data), dtype=torch.bool)
-        self._met = met
+        self._met = self._met_before(data)
+
+    def _met_before(self, data: TrainingSet) -> Tensor:
+        """Return who was trained on which sample before this fit, see :func:`~.history.met_before`."""
+        known, before = self._resumed.pop("image_paths", None), self._resumed.pop("met", None)
+        if known is None and self.training_history is not None:
+            known, before = self.training_history.image_paths, None
+            logger.warning(
+                "This model has been trained before: what it says of the images that it has learned from is not out of "
+                "sample. Train a new one, or go on with that training by ckpt_path."
+            )
+        paths, tiles = data.image_paths, data.features.per_image
+        return met_before(known or [], before, paths, 1 + max(self.options.domains), tiles)
 
     def on_epoch_trained(self) -> None:
         """Take down what the epoch said of each image."""
@@ -403,7 +416,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         following = plan_epoch(min(self.current_epoch + 1, epochs - 1), epochs, samples, self.options)
         alive = following.domains if following.persistent else 0
         states = [student.state_dict() for student in self._domain_students[:alive]]
-        checkpoint["cdd_training"] = {"met": self._met, "domain_students": states}
+        paths = self._training_set.image_paths
+        checkpoint["cdd_training"] = {"met": self._met, "image_paths": paths, "domain_students": states}
         for state in checkpoint.get("optimizer_states", [])[1 + alive :]:
             state["state"] = {}
 

@@ -183,8 +183,8 @@ class TrainingSet:
             visits: Rows (sample, domain whose student is no candidate), shape ``(V, 2)``.
             selection: How a candidate is chosen.
             unmet: Which students have not been trained on which sample, bool of shape ``(K, N)``.
-            anew: Whether the students have learned since they were last asked. If not, and the visits are the same,
-                what is kept of their answers stands.
+            anew: Whether the students have learned since they were last asked, or the previous student has a say. If
+                not, and the visits are the same, what is kept of their answers stands.
 
         Returns:
             A function of a batch of visits and their teacher levels that returns the targets.
@@ -280,11 +280,14 @@ class TrainingSet:
 
         Returns:
             The mean over such students, of an image's tiles the highest, shape (images,), NaN where there was none; and
-            mean and standard deviation over the images of the same by all students that were asked, shape (2,).
+            mean and standard deviation over the images of the same by all students that were asked, shape (2,), NaN
+            where none was.
         """
         outside, count, inside, asked = self._ranks.sum(self._score_sums).T
         scores = (outside / count).view(-1, self.features.per_image).amax(dim=1)
         by_all = (inside / asked).view(-1, self.features.per_image).amax(dim=1)
+        # without a cache an image that a shuffled pass has dropped was not asked about
+        by_all = by_all[by_all.isfinite()]
         return scores, torch.stack([by_all.mean(), by_all.std(correction=0)])
 
     def close(self) -> None:

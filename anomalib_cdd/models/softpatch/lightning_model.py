@@ -34,7 +34,7 @@ class SoftPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: ig
     each of the others carries its noise score into the bank as a weight of distances to it.
 
     The defaults are the paper's. While it fits it takes 2 bytes times patches times channels an image in a temporary
-    file (1.6 MB for WRN50 at 224), 512 bytes a patch in memory, and work space of a fixed size beside that.
+    file (1.6 MB for WRN50 at 224), some 1,000 bytes a patch in memory, and work space of a fixed size beside that.
 
     Args:
         backbone: timm name of the teacher.
@@ -101,7 +101,9 @@ class SoftPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: ig
         """Fill the bank (Sec. 3.2 and 3.3); see :meth:`FillsMemoryBank.fill`."""
         options, channels = self.hparams, images[0].shape[1]
         projection = random_projection(channels, PROJECTED).to(self.device)
-        points = torch.stack([self.vectors(image, grid) @ projection for image in images], dim=1)
+        points = torch.empty(len(images[0]), len(images), PROJECTED, device=self.device)
+        for number, image in enumerate(images):
+            points[:, number] = self.vectors(image, grid) @ projection
 
         # how unusual a patch is among the patches at its place; the most unusual leave, whatever their place
         bar = partial(tqdm, desc="noise scores", leave=False)

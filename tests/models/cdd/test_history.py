@@ -18,8 +18,9 @@ from torchmetrics.functional.regression import spearman_corrcoef
 
 from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.models.cdd import lightning_model
-from anomalib_cdd.models.cdd.history import TrainingHistory
+from anomalib_cdd.models.cdd.history import TrainingHistory, met_before
 from anomalib_cdd.models.cdd.training_set import TrainingSet
+from anomalib_cdd.teachers.distances import similarity
 from anomalib_cdd.training.scoring import iterate_predictions
 
 Model, Data, Engines = Callable[..., Cdd], Callable[..., MVTecNoisy], Callable[..., Engine]
@@ -238,3 +239,70 @@ def test_who_has_learned_from_every_image_gives_no_report(
     model = make_model(**options)
     make_engine(max_epochs=2).fit(model, datamodule=make_data())
     assert model.training_report() is None
+
+
+def test_who_met_whom_is_known_by_path() -> None:
+    met = torch.tensor([[1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 0, 0]]).bool()  # two students, three images of two tiles
+    found = met_before(["a", "b", "c"], met, ["c", "new", "a"], 2, 2)
+    assert found.int().tolist() == [[0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0]]
+    assert met_before([], None, ["a", "b"], 3).sum() == 0
+    assert met_before(["b"], None, ["a", "b"], 2).tolist() == [[False, True], [False, True]]
+
+
+def test_a_model_that_was_trained_before_says_nothing_out_of_sample(
+    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    make_engine(max_epochs=2).fit(model, datamodule=make_data())
+    checkpoint = next((tmp_path / "results").rglob("*.ckpt"))
+    assert model.training_report() is not None
+    assert "has been trained before" not in caplog.text
+    loaded = Cdd.load_from_checkpoint(checkpoint)
+    for again in (model, loaded):
+        caplog.clear()
+        make_engine(max_epochs=2).fit(again, datamodule=make_data())
+        assert again.training_report() is None
+        assert "has been trained before" in caplog.text
+
+
+def test_a_training_that_goes_on_with_fewer_images_knows_who_has_learned_from_them(
+    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path
+) -> None:
+    model, data = make_model(domain_interval=1), make_data()
+    make_engine(max_epochs=2).fit(model, datamodule=data)
+    checkpoint = next((tmp_path / "results").rglob("*.ckpt"))
+    images = data.train_data.samples["image_path"].tolist()
+    (tmp_path / "bad.csv").write_text(f"image_path\n{Path(images[3]).relative_to(data.root)}\n")
+    fewer, fewer_data = make_model(domain_interval=1), make_data(exclude=tmp_path / "bad.csv")
+    make_engine(max_epochs=3).fit(fewer, datamodule=fewer_data, ckpt_path=checkpoint)
+    assert fewer_data.train_data.samples["image_path"].tolist() == images[:3] + images[4:]
+    scores = fewer.training_history.cross_domain[2]
+    assert len(scores) == len(images) - 1
+    # folds are drawn anew for another number of images: some are now of those who learned from them, and have no score
+    assert 0 < int(scores.isnan().sum()) < len(scores)
+
+
+def test_an_image_that_a_pass_leaves_out_costs_the_others_no_report(
+    make_model: Model, make_data: Data, make_engine: Engines
+) -> None:
+    model, data = make_model(cache=False), make_data(train_batch_size=7)
+    make_engine(max_epochs=6).fit(model, datamodule=data)
+    assert len(data.train_data) % 7 == 1
+    assert all(scale.isfinite().all() for scale in model.training_history.scale)
+    assert model.training_report() is not None
+
+
+def test_the_previous_student_of_each_epoch_chooses_among_candidates(
+    make_model: Model, make_data: Data, make_engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a resumed training has forgotten what an earlier one chose, also where no domain student learns in between
+    model = make_model(domains=[3])
+    chosen: set[int] = set()
+
+    def record(*levels: Any) -> torch.Tensor:
+        chosen.add(model.current_epoch)
+        return similarity(*levels)
+
+    monkeypatch.setattr("anomalib_cdd.models.cdd.training_set.similarity", record)
+    make_engine(max_epochs=4).fit(model, datamodule=make_data())
+    assert chosen == {0, 1, 2, 3}

@@ -157,3 +157,22 @@ def test_the_image_of_which_the_teacher_says_no_number_is_named(
     with pytest.raises(NotFiniteError, match=rf"not finite in {precision} for \S*train/good/005\.png\. If") as raised:
         make_engine(1).fit(make_model(cache=cache), datamodule=make_data())
     assert str(raised.value).count(".png") == 1
+
+
+def test_a_fit_that_fails_gives_back_what_it_held(
+    diverge: Callable[..., tuple[str, dict[str, Any]]],
+    make_model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    update = Cdd.optimize
+
+    def spoil(model: Cdd, optimizer: Any, loss: Tensor, stage: str) -> None:
+        assert model.training_set is not None
+        update(model, optimizer, loss * (torch.nan if model.current_epoch == SPOILT_EPOCH else 1), stage)
+
+    monkeypatch.setattr(Cdd, "optimize", spoil)
+    model = make_model()
+    diverge(model)
+    with pytest.raises(RuntimeError, match="no training set outside a fit"):
+        _ = model.training_set
