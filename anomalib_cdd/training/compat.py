@@ -51,8 +51,9 @@ def set_root(trainer: Trainer, root: Path) -> None:
 
 
 def saves_within_an_epoch(callback: Checkpoint) -> bool:
-    """Return whether a checkpoint callback saves by steps or by time: it tells nobody."""
-    return bool(getattr(callback, "_every_n_train_steps", 0) or getattr(callback, "_train_time_interval", None))
+    """Return whether a checkpoint callback saves by steps, by time or at an error: of the first two it tells nobody."""
+    names = ("_every_n_train_steps", "_train_time_interval", "save_on_exception")
+    return any(getattr(callback, name, None) for name in names)
 
 
 def datasets_of(trainer: Trainer, stage: str) -> list[Dataset]:

@@ -42,7 +42,9 @@ class GivesBack(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let the model give back what it holds for its training."""
         del exception
-        if trainer.state.fn == TrainerFn.FITTING:
+        # a checkpoint that is written of the error comes after this, and needs all that there is
+        saves = any(getattr(callback, "save_on_exception", False) for callback in trainer.checkpoint_callbacks)
+        if trainer.state.fn == TrainerFn.FITTING and not saves:
             pl_module.teardown("fit")
 
 

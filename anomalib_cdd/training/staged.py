@@ -181,8 +181,8 @@ def check_trainer(trainer: Trainer, model: str, overridden: bool) -> None:
         msg = f"accumulate_grad_batches is {trainer.accumulate_grad_batches}; {model} steps by itself. Set it to 1."
     elif inside:
         msg = (
-            f"{type(inside[0]).__name__} saves within an epoch, by every_n_train_steps or train_time_interval: an "
-            f"epoch of {model} cannot be gone on with in its middle. Set every_n_epochs instead."
+            f"{type(inside[0]).__name__} saves within an epoch, by every_n_train_steps, train_time_interval or "
+            f"save_on_exception: an epoch of {model} cannot be gone on with in its middle. Set every_n_epochs instead."
         )
     elif trainer.val_check_interval != 1.0 and trainer.val_check_interval is not None:
         msg = f"val_check_interval is {trainer.val_check_interval}: {model} validates when an epoch ends. Leave it out."

@@ -67,6 +67,10 @@ def test_options_out_of_range(make_model: Model, options: dict[str, Any], messag
         ({"max_epochs": 2, "val_check_interval": 0.5}, "val_check_interval is 0.5"),
         ({"max_epochs": 2, "callbacks": [ModelCheckpoint(every_n_train_steps=3)]}, "ModelCheckpoint saves within"),
         (
+            {"max_epochs": 2, "callbacks": [ModelCheckpoint(save_on_exception=True, every_n_epochs=2)]},
+            "ModelCheckpoint saves within an epoch, by .* or save_on_exception",
+        ),
+        (
             {"max_epochs": 2, "callbacks": [ModelCheckpoint(train_time_interval=timedelta(minutes=1))]},
             "every_n_epochs instead",
         ),
