@@ -40,7 +40,11 @@ function sortedByName() {
 const KEPT_FILES = 64;
 const files = new Map(); // by number: promises of what they hold, the latest asked for last
 const waiting = new Map();
-window.auditPictures = (number, pictures) => waiting.get(number)(pictures);
+window.auditPictures = (number, pictures) => {
+  const resolve = waiting.get(number);
+  waiting.delete(number); // it would keep the pictures
+  resolve(pictures);
+};
 
 /* A promise of an image's thumbnail and, if there is one, its heat map. */
 function picturesOf(index) {
@@ -59,6 +63,7 @@ function loadFile(number) {
     waiting.set(number, resolve);
     const script = Object.assign(document.createElement("script"), { src: `thumbnails/${number}.js` });
     script.addEventListener("load", () => script.remove());
+    script.addEventListener("error", () => files.delete(number)); // it may be there when it is asked for again
     document.head.append(script);
   });
 }
@@ -86,6 +91,7 @@ const state = {
   flag: "",
   query: "",
   order: "descending",
+  elsewhere: {}, // verdicts of images that are not on this page: they are saved with the others
   view: [], // indices of the cards shown, in their order; replaced, never changed
   active: 0, // place in the view of the card that the keyboard is at
 };
@@ -391,9 +397,16 @@ function readDraft() {
 
 /* Take verdicts by name; return how many of them are of images on this page. */
 function takeReview(verdicts) {
-  const known = Object.entries(verdicts).filter(([name, verdict]) => placeOf.has(name) && isVerdict(verdict));
-  for (const [name, verdict] of known) state.verdicts[placeOf.get(name)] = verdict;
-  return known.length;
+  let count = 0;
+  for (const [name, verdict] of Object.entries(verdicts).filter((entry) => isVerdict(entry[1]))) {
+    if (placeOf.has(name)) {
+      state.verdicts[placeOf.get(name)] = verdict;
+      count += 1;
+    } else {
+      state.elsewhere[name] = verdict;
+    }
+  }
+  return count;
 }
 
 function refreshReview() {
@@ -441,7 +454,8 @@ function offer(name, type, text) {
 }
 
 function saveReview() {
-  offer("review.json", "application/json", `${JSON.stringify({ images: reviewed() }, null, 1)}\n`);
+  const review = { ...state.elsewhere, ...reviewed() };
+  offer("review.json", "application/json", `${JSON.stringify({ images: review }, null, 1)}\n`);
   dropDraft();
   say("Put review.json beside this page: the next audit into this folder brings it back.");
 }

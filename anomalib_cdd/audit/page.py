@@ -95,8 +95,9 @@ def write_page(
     order = sorted(range(len(images)), key=lambda place: images[place].score, reverse=True)
     rank = {place: index for index, place in enumerate(order)}
     ranked = [images[place] for place in order]
+    names = "\n".join(sorted(image.name for image in images))  # whatever their ranking: a review is by name
     data: dict[str, Any] = {
-        "id": hashlib.sha256("\n".join(image.name for image in ranked).encode(errors="replace")).hexdigest()[:12],
+        "id": hashlib.sha256(names.encode(errors="replace")).hexdigest()[:12],
         "images": [_entry(image) for image in ranked],
         "groups": [sorted(rank[place] for place in group) for group in groups],
         "cut": None if cut is None else float(cut),

@@ -36,7 +36,7 @@ REVIEW = "review.json"
 CUT_FALSE_ALARMS = 0.05
 PIXEL_FALSE_ALARMS = 0.01
 # of each map
-SAMPLED_PIXELS = 64
+SAMPLED_SIDE = 16  # pixels of a map, on an even grid
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def write_audit(
         OSError: If a file cannot be written.
     """
     shown = open_images(images, progress=progress)
-    scored = score_by_model(model, shown.images, trained_on=True, progress=progress)
+    scored = score_by_model(model, shown.images, trained_on=True, progress=progress, device=model.device)
     return write_results(shown, scored, folder, root=root, title="Training images, the most suspicious first")
 
 
@@ -127,9 +127,7 @@ def write_results(
     table = _table(shown, scored, names, review)
     ranked = table.sort_values("score", ascending=False, kind="stable")
     ranked.insert(0, "rank", np.arange(1, len(ranked) + 1))
-    with written_whole(folder / SCORES) as draft:
-        ranked.to_csv(draft, index=False)
-    write_annotations(folder, _annotated(shown.pictures, scored, ranked, cut))
+    annotated = _annotated(shown.pictures, scored, ranked, cut)
     thumbnails = [picture.thumbnail for picture in shown.pictures]
     heat_maps = overlays(thumbnails, scored.maps) if scored.maps is not None else [None] * len(names)
     curve_name, curve = next(iter(scored.curves.items()), ("", np.empty((0, len(names)))))
@@ -147,6 +145,9 @@ def write_results(
         )
         for row, name in enumerate(names)
     ]
+    with written_whole(folder / SCORES) as draft:
+        ranked.to_csv(draft, index=False)
+    write_annotations(folder, annotated)
     write_page(
         folder / PAGE,
         audited,
@@ -221,5 +222,8 @@ def _annotated(
 
 def _pixel_threshold(maps: Sequence[NDArray[np.floating]], scores: NDArray[np.float32]) -> float:
     """Return the value that a hundredth of the pixels of good images exceeds."""
-    sampled = [values.ravel()[np.linspace(0, values.size - 1, SAMPLED_PIXELS).astype(int)] for values in maps]
+    sampled = []
+    for values in maps:
+        rows, columns = (((np.arange(SAMPLED_SIDE) + 0.5) * side / SAMPLED_SIDE).astype(int) for side in values.shape)
+        sampled.append(values[np.ix_(rows, columns)].ravel())
     return label_free_pixel_threshold(np.asarray(sampled, dtype=np.float32), scores, PIXEL_FALSE_ALARMS)

@@ -61,7 +61,12 @@ class ScoredImages:
 
 
 def score_by_model(
-    model: AnomalibModule, images: TrainingImages, *, trained_on: bool | None = None, progress: bool = True
+    model: AnomalibModule,
+    images: TrainingImages,
+    *,
+    trained_on: bool | None = None,
+    progress: bool = True,
+    device: str | torch.device | None = None,
 ) -> ScoredImages:
     """Score images by a trained model, or by its training's report of them where it has one.
 
@@ -70,11 +75,12 @@ def score_by_model(
         images: The data set and how it is read.
         trained_on: Whether the model has learned from these images; ``None`` where that is not known.
         progress: Whether to show a progress bar.
+        device: Where to compute. ``None`` takes the accelerator if there is one.
 
     Raises:
         ValueError: If the model gives no finite scores.
     """
-    paths, scores, maps = _predict(model, images, progress)
+    paths, scores, maps = _predict(model, images, progress, device)
     name = type(model).__name__
     report = report_of(model, paths)
     if report is not None:
@@ -166,7 +172,7 @@ def _own_scores(
 
 
 def _predict(
-    model: AnomalibModule, images: TrainingImages, progress: bool
+    model: AnomalibModule, images: TrainingImages, progress: bool, device: str | torch.device | None
 ) -> tuple[list[str], NDArray[np.float32], list[NDArray[np.float16]] | None]:
     """Return paths, raw scores and small maps of the whole images."""
     margins = crop_margins(getattr(model.pre_processor, "transform", None))
@@ -177,7 +183,7 @@ def _predict(
         images.dataset,
         augmentations=images.augmentations,
         batch_size=images.batch_size,
-        device=model.device,
+        device=device,
         progress=progress,
         description="audit",
     )

@@ -23,6 +23,7 @@ from anomalib.models import AnomalibModule
 from lightning.pytorch import seed_everything
 
 from anomalib_cdd.evaluation.settings import evaluate
+from anomalib_cdd.training.compat import plain_interrupts
 from anomalib_cdd.training.precision import computes_in_bf16
 from anomalib_cdd.version import __version__
 
@@ -133,7 +134,8 @@ def _train_and_measure(cell: Cell, build: Build, runs: Path | None, examples: bo
         folder = Path(scratch) if runs is None else runs / cell.key
         engine = Engine(callbacks=callbacks + [course] * bool(course), default_root_dir=folder, **trainer)
         start = time.perf_counter()
-        engine.fit(model, datamodule=datamodule)
+        with plain_interrupts():
+            engine.fit(model, datamodule=datamodule)
         fit_seconds = time.perf_counter() - start - (course.seconds if course else 0)
     evaluation = evaluate(model, datamodule, progress=False, keep_maps=True)
     measures = evaluation.measures | {"steps": engine.trainer.global_step}
@@ -151,15 +153,17 @@ def _train_and_measure(cell: Cell, build: Build, runs: Path | None, examples: bo
 @torch.no_grad()
 def inference_seconds(model: AnomalibModule, datamodule: AnomalibDataModule) -> float:
     """Return the seconds an image that the model takes in fp32 for a batch of test images, the median of some."""
-    images = next(iter(datamodule.test_dataloader())).image.to(model.device)
-    model.eval()
+    home, device = model.device, _device()  # when a fit ends Lightning leaves the model on the CPU
+    images = next(iter(datamodule.test_dataloader())).image.to(device)
+    model.to(device).eval()
     seconds = []
     for _ in range(1 + TIMED_BATCHES):
         start = time.perf_counter()
         model(images)
-        if images.device.type != "cpu":
+        if device.type != "cpu":
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - start)
+    model.to(home)
     return median(seconds[1:]) / len(images)
 
 

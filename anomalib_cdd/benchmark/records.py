@@ -112,3 +112,5 @@ def write_tables(output: Path, results: pd.DataFrame, curves: pd.DataFrame) -> N
     write_text(output / RESULTS, results.to_csv(index=False))
     if not curves.empty:
         write_text(output / CURVES, curves.to_csv(index=False))
+    else:  # of an earlier grid
+        (output / CURVES).unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from anomalib_cdd.training.compat import plain_interrupts
 from anomalib_cdd.training.files import written_whole
 from anomalib_cdd.training.report import TrainingReport
 from anomalib_cdd.training.scoring import iterate_predictions
@@ -149,7 +150,8 @@ def _train(
     bars = {"enable_progress_bar": progress, "enable_model_summary": False}
     with tempfile.TemporaryDirectory(prefix="cross-domain-") as folder:
         engine = Engine(**{**TRAINER_DEFAULTS, **bars, **trainer, "default_root_dir": folder})
-        engine.fit(model, datamodule=_Part(whole, rows))
+        with plain_interrupts():
+            engine.fit(model, datamodule=_Part(whole, rows))
     return model
 
 

@@ -91,7 +91,7 @@ def run(config: Namespace) -> Path:
         msg = f"--data {config.data}: {_one_line(error)}"
         raise ConfigError(msg) from error
     except KeyboardInterrupt:
-        print("\ninterrupted: no file of the audit was changed", file=sys.stderr)
+        print("\ninterrupted: the audit is not whole; start it again", file=sys.stderr)
         sys.exit(130)
     left_out = f" ({len(shown.unreadable)} more cannot be read)" if shown.unreadable else ""
     print(f"{len(scored.scores)} images{left_out}, the most suspicious first: {page.resolve()}")

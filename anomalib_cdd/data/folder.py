@@ -8,7 +8,8 @@ masks by their order.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -116,13 +117,13 @@ def pair_masks(images: dict[Path, list[Path]], masks: dict[Path, list[Path]]) ->
         ValueError: If an image has none or two share one; the message shows the pairs.
     """
     apart = len(images) == len(masks)
+    together = Candidates((home, mask) for home, files in masks.items() for mask in files)
     mask_of: dict[Path, Path] = {}
     missing = []
-    for place, (folder, files) in enumerate(images.items()):
-        homes = [list(masks)[place]] if apart else list(masks)
-        candidates = [(home, mask) for home in homes for mask in masks[home]]
+    for (folder, files), home in zip(images.items(), list(masks) if apart else [None] * len(images), strict=True):
+        candidates = together if home is None else Candidates((home, mask) for mask in masks[home])
         for image in files:
-            mask = _mask_of(image.relative_to(folder), candidates)
+            mask = candidates.mask_of(image.relative_to(folder))
             if mask is None:
                 missing.append(image)
             else:
@@ -131,31 +132,50 @@ def pair_masks(images: dict[Path, list[Path]], masks: dict[Path, list[Path]]) ->
     return mask_of
 
 
-def _mask_of(image: Path, candidates: list[tuple[Path, Path]]) -> Path | None:
-    """Return the one mask whose name or number is an image's, both relative to their folders; ``None`` if none is."""
-    stem = re.escape(image.stem)
-    whole = re.compile(rf"(?:.*[\W_])?{stem}(?:[\W_].*)?", re.DOTALL)
-    named = [(home, mask) for home, mask in candidates if whole.fullmatch(mask.stem)]
-    numbered = [(home, mask) for home, mask in candidates if _numbers(mask) and _numbers(mask) == _numbers(image)]
-    for found in (named, numbered):
-        beside = [mask for home, mask in found if mask.relative_to(home).parent == image.parent]
-        pool = beside or [mask for _, mask in found]
-        # 1.png: 1_mask.png rather than 2_1_mask.png
-        shortest = min((len(mask.stem) for mask in pool), default=0)
-        closest = [mask for mask in pool if len(mask.stem) == shortest]
-        if len(closest) == 1:
-            return closest[0]
-    return None
+class Candidates:
+    """Masks by what an image may be called for which they are.
+
+    Args:
+        masks: Each with the folder that it was found in.
+    """
+
+    def __init__(self, masks: Iterable[tuple[Path, Path]]) -> None:
+        self._by_name: dict[str, list[tuple[Path, Path]]] = defaultdict(list)
+        self._by_number: dict[tuple[int, ...], list[tuple[Path, Path]]] = defaultdict(list)
+        for home, mask in masks:
+            for name in _parts(mask.stem):
+                self._by_name[name].append((home, mask))
+            self._by_number[_numbers(mask)].append((home, mask))
+
+    def mask_of(self, image: Path) -> Path | None:
+        """Return the one mask whose name or number is that of an image, relative to its folder; ``None`` if none is."""
+        numbers = _numbers(image)
+        for found in (self._by_name.get(image.stem, []), self._by_number.get(numbers, []) if numbers else []):
+            beside = [mask for home, mask in found if mask.relative_to(home).parent == image.parent]
+            pool = beside or [mask for _, mask in found]
+            # 1.png: 1_mask.png rather than 2_1_mask.png
+            shortest = min((len(mask.stem) for mask in pool), default=0)
+            closest = [mask for mask in pool if len(mask.stem) == shortest]
+            if len(closest) == 1:
+                return closest[0]
+        return None
 
 
-def _numbers(path: Path) -> list[int]:
-    return [int(digits) for digits in re.findall(r"[0-9]+", path.stem)]
+def _parts(stem: str) -> set[str]:
+    """Return what stands in a name between its beginning, its end and what separates words."""
+    separators = [place for place, letter in enumerate(stem) if re.fullmatch(r"[\W_]", letter)]
+    starts, ends = [0, *(place + 1 for place in separators)], [*separators, len(stem)]
+    return {stem[start:end] for start in starts for end in ends if start < end}
+
+
+def _numbers(path: Path) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"[0-9]+", path.stem))
 
 
 def _check_pairs(mask_of: dict[Path, Path], missing: list[Path], masks: list[Path]) -> None:
-    used = list(mask_of.values())
-    left = [mask for mask in masks if mask not in set(used)]
-    shared = [image for image, mask in mask_of.items() if used.count(mask) > 1]
+    used = Counter(mask_of.values())
+    left = [mask for mask in masks if mask not in used]
+    shared = [image for image, mask in mask_of.items() if used[mask] > 1]
     if missing or shared:
         pairs = _some([f"{image.name} - {mask.name}" for image, mask in mask_of.items()])
         problem = (

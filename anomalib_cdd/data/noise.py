@@ -348,17 +348,14 @@ class NoiseInjection(AnomalibDataModule):
         self._log_counts()
 
     def _leave_out(self, excluded: set[str], name_of: dict[str, str]) -> None:
-        """Drop images, injected ones too, from the training set. The test set stays what it was without the list."""
+        """Drop images, injected ones too, from the training set alone: the test set and what was injected stay."""
         drawn = len(self._split)
         self._split = {name: is_noise for name, is_noise in self._split.items() if name not in excluded}
         if all(self._split.values()):
             msg = f"exclude list {self.exclude}: it leaves no normal training image"
             raise ValueError(msg)
-        train, injected = self.train_data.samples, self._injected_data
+        train = self.train_data.samples
         self.train_data.samples = train[[name_of[path] in self._split for path in train["image_path"]]]
-        if injected is not None:
-            names = [name_of[path] for path in injected.samples["image_path"]]
-            self._injected_data = injected.subsample([i for i, name in enumerate(names) if name in self._split])
         logger.info(
             "Left out of the training set by %s: %d of %d images", self.exclude, drawn - len(self._split), drawn
         )

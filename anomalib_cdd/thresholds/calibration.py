@@ -40,6 +40,7 @@ def training_scores(
     augmentations: Transform | None = None,
     batch_size: int = 32,
     progress: bool = True,
+    device: str | torch.device | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """Return raw scores of the training images and pixels of their maps.
 
@@ -49,6 +50,7 @@ def training_scores(
         augmentations: Deterministic transform before the model's own.
         batch_size: Images a batch.
         progress: Whether to show a progress bar.
+        device: Where to compute. ``None`` takes the accelerator if there is one.
 
     Returns:
         Scores ``(N,)``, of the model's training report where it knows all of the images, and pixels ``(N, P)`` of the
@@ -66,7 +68,7 @@ def training_scores(
         dataset,
         augmentations=Compose(steps) if steps else None,
         batch_size=batch_size,
-        device=model.device,
+        device=device,
         progress=progress,
         description="thresholds",
     )

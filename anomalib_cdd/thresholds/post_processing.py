@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
-from anomalib_cdd.training.compat import CheckpointedOptions
+from anomalib_cdd.training.compat import CheckpointedOptions, may_keep_an_early_one
 from anomalib_cdd.training.images import TrainingImages
 from anomalib_cdd.training.scoring import takes_bars
 
@@ -38,12 +38,13 @@ PIXEL_FALSE_ALARM_RATE = 0.005
 def may_be_kept(trainer: Trainer) -> bool:
     """Return whether a checkpoint that is written now may be the one that is loaded later.
 
-    It is the last of the training, or one that a measure chooses. Where nothing says when a training ends any may be.
+    It is the last of the training, one that a measure chooses, or one of every few epochs. Where nothing says when a
+    training ends any may be.
     """
     epochs, steps = trainer.max_epochs or 1, trainer.max_steps
     ends = epochs > 0 or steps > 0
     is_last = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
-    chosen = any(getattr(callback, "monitor", None) for callback in trainer.checkpoint_callbacks)
+    chosen = any(may_keep_an_early_one(callback) for callback in trainer.checkpoint_callbacks)
     return trainer.should_stop or is_last or chosen or not ends
 
 
@@ -113,6 +114,7 @@ class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
         augmentations: Transform | None = None,
         batch_size: int = 32,
         progress: bool = True,
+        device: str | torch.device | None = None,
     ) -> None:
         """Set thresholds and normalisation from the scores of unlabelled images; a fit does it by itself.
 
@@ -122,11 +124,12 @@ class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
             augmentations: Deterministic transform before the model's own, such as ``datamodule.test_augmentations``.
             batch_size: Images a batch.
             progress: Whether to show a progress bar.
+            device: Where to compute. ``None`` takes the accelerator if there is one.
 
         Raises:
             ValueError: If a score is not a finite number.
         """
-        self.set_thresholds(*training_scores(model, dataset, augmentations, batch_size, progress))
+        self.set_thresholds(*training_scores(model, dataset, augmentations, batch_size, progress, device))
 
     def set_thresholds(self, scores: NDArray[np.floating], pixels: NDArray[np.floating] | None = None) -> None:
         """Set thresholds and normalisation.
@@ -199,7 +202,7 @@ class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
             return False
         if self._calibrated_at != trainer.global_step:
             logger.info("Thresholds from %d training images", len(self._images.dataset))
-            self.calibrate(model, **self._images._asdict(), progress=takes_bars(trainer))
+            self.calibrate(model, **self._images._asdict(), progress=takes_bars(trainer), device=model.device)
             self._calibrated_at = trainer.global_step
         return True
 

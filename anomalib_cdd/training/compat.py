@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything here touches a private name of Lightning or anomalib; each says which public way it waits for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch, ImageItem
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
@@ -52,8 +54,33 @@ def set_root(trainer: Trainer, root: Path) -> None:
 
 def saves_within_an_epoch(callback: Checkpoint) -> bool:
     """Return whether a checkpoint callback saves by steps, by time or at an error: of the first two it tells nobody."""
-    names = ("_every_n_train_steps", "_train_time_interval", "save_on_exception")
-    return any(getattr(callback, name, None) for name in names)
+    return _saves_by_steps(callback) or saves_at_an_error(callback)
+
+
+def _saves_by_steps(callback: Checkpoint) -> bool:
+    return any(getattr(callback, name, None) for name in ("_every_n_train_steps", "_train_time_interval"))
+
+
+def saves_at_an_error(callback: Checkpoint) -> bool:
+    """Return whether a checkpoint callback saves when a fit ends by an error."""
+    return isinstance(callback, OnExceptionCheckpoint) or bool(getattr(callback, "save_on_exception", False))
+
+
+def may_keep_an_early_one(callback: Checkpoint) -> bool:
+    """Return whether what a checkpoint callback keeps may be of an epoch before the last; it tells nobody of epochs."""
+    is_chosen = bool(getattr(callback, "monitor", None)) or getattr(callback, "_every_n_epochs", 1) > 1
+    return is_chosen or _saves_by_steps(callback)
+
+
+@contextmanager
+def plain_interrupts() -> Iterator[None]:
+    """Let Ctrl-C within a fit be a ``KeyboardInterrupt``: Lightning makes it the exit of the process with status 1."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def datasets_of(trainer: Trainer, stage: str) -> list[Dataset]:

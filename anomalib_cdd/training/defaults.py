@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from .checkpoints import guard_checkpoints
+from .compat import saves_at_an_error
 from .exports import FaithfulExports
 from .read_alike import ReadAlike, Reader
 from .reading import WHITE
@@ -43,7 +44,7 @@ class GivesBack(Callback):
         """Let the model give back what it holds for its training."""
         del exception
         # a checkpoint that is written of the error comes after this, and needs all that there is
-        saves = any(getattr(callback, "save_on_exception", False) for callback in trainer.checkpoint_callbacks)
+        saves = any(saves_at_an_error(callback) for callback in trainer.checkpoint_callbacks)
         if trainer.state.fn == TrainerFn.FITTING and not saves:
             pl_module.teardown("fit")
 

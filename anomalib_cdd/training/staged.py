@@ -58,6 +58,7 @@ class StagedEpoch(StopsWhenNotFinite):
     def on_fit_start(self) -> None:
         """Find the ranks."""
         super().on_fit_start()  # type: ignore[misc]
+        self._under_way = False
         trainer: Trainer = self.trainer  # type: ignore[attr-defined]
         self.ranks = Ranks.of(trainer)
         if self.ranks.count > 1:
@@ -149,7 +150,7 @@ class StagedEpoch(StopsWhenNotFinite):
 
     def end_training(self) -> None:
         """Let go of what an epoch left behind."""
-        self._running, self._under_way, self.ranks = None, False, Ranks()
+        self._running, self.ranks = None, Ranks()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the running epoch out: anomalib's torch export pickles the whole module, a generator has no copy."""

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from anomalib_cdd.audit.annotations import AnnotatedImage, outline, write_annotations
+from anomalib_cdd.audit.results import _pixel_threshold
 
 # a square of 8 x 8 in a map of 32 x 32 of an image of 320 x 160: x from 160 to 240, y from 40 to 80
 MAP = np.zeros((32, 32), dtype=np.float16)
@@ -111,3 +112,11 @@ def test_fiftyone(tmp_path: Path) -> None:
     [detection] = regions["bad & näher.png"].detections
     assert (detection.label, detection.confidence) == ("anomaly", 0.75)
     assert detection.bounding_box == pytest.approx([0.5, 0.25, 0.25, 0.25], abs=0.03)
+
+
+def test_a_hundredth_of_the_pixels_of_good_images_is_outlined_wherever_it_lies() -> None:
+    maps = [np.random.default_rng(seed).random((64, 64)).astype(np.float32) for seed in range(50)]
+    for each in maps:
+        each[24:40, 54:64] += 10  # every image is like that, off the diagonal: 4 % of the pixels
+    threshold = _pixel_threshold(maps, np.ones(50, dtype=np.float32))
+    assert 0.002 < np.mean([each > threshold for each in maps]) < 0.02

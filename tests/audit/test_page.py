@@ -9,6 +9,7 @@ import io
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -466,6 +467,20 @@ def test_a_review_survives_as_a_file_and_as_a_draft(open_page: OpenPage, tmp_pat
     # in a page that was written with it
     page = open_page(images, content={"review": {order[0]: "bad", order[1]: "good", "gone.png": "bad"}})
     assert counts(page) == "1 bad, 1 good, 10 unseen"
+    # what was said of images that are not here is saved again
+    assert saved(page, file) == {"gone.png": "bad", order[0]: "bad", order[1]: "good"}
+
+
+def test_a_draft_outlives_another_ranking(open_page: OpenPage, tmp_path: Path) -> None:
+    images = make_images()
+    page = open_page(images)
+    first, *_ = names(page)
+    mark(page, "Bad", first)
+    page.wait_for_timeout(400)
+    write_page(tmp_path / "index.html", [replace(image, score=-image.score) for image in images], title="Others")
+    page.reload()
+    assert names(page)[-1] == first
+    assert counts(page) == "1 bad, 0 good, 11 unseen"
 
 
 def test_a_review_can_be_dropped_and_anything_else_is_refused(open_page: OpenPage) -> None:
@@ -557,6 +572,7 @@ def test_fifty_thousand_images_open_in_two_seconds_and_scroll(open_page: OpenPag
         }""",
         )
         assert 0 < page.locator("img[src]").count() < 300
+        wait_until(page, "waiting.size === 0")  # it would keep every picture that was ever shown
     assert names(page)[-1] == "good/049999.png"
     mark(page, "Bad", "good/049999.png")
     page.get_by_role("searchbox").fill("good/04999")

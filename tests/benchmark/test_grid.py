@@ -19,6 +19,7 @@ import anomalib_cdd
 from anomalib_cdd.benchmark import cell as one_cell
 from anomalib_cdd.benchmark import run as grid
 from anomalib_cdd.benchmark.plan import Cell
+from anomalib_cdd.benchmark.records import write_tables
 from anomalib_cdd.cli import fuad
 from anomalib_cdd.cli.entries import ConfigError
 
@@ -319,6 +320,8 @@ def test_the_course_of_a_training_is_measured_and_leaves_it_as_it_is(make: Make,
     assert curves["image_AUROC"].iloc[-1] == ends[1]["image_AUROC"][0]
     assert curves[["image_AUROC", "image_AUROC_overlap", "injected_AUROC"]].notna().all(axis=None)
     assert not (tmp_path / "plain" / "curves.csv").exists()
+    write_tables(tmp_path / "measured", pd.DataFrame({"a": [1]}), pd.DataFrame())  # a grid that measures none
+    assert not (tmp_path / "measured" / "curves.csv").exists()
     assert list((tmp_path / "measured" / "figures").glob("*course*"))
 
 

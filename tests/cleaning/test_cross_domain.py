@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each image is scored by a model that was trained without it, and a stopped run goes on."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +127,19 @@ def test_a_run_that_is_interrupted_keeps_finished_parts(data: MVTecNoisy, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         cross_domain_scores(interrupted, data, folder=tmp_path, trainer=TRAINER, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part_1_of_3.npz", "part_2_of_3.npz"]
+
+
+def test_an_interrupt_within_a_fit_is_one(data: MVTecNoisy, tmp_path: Path) -> None:
+    class Interrupts(Callback):
+        def on_train_batch_start(self, *args: object) -> None:
+            raise KeyboardInterrupt
+
+    before, trainer = signal.getsignal(signal.SIGINT), TRAINER | {"callbacks": [Interrupts()]}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cross_domain_scores(padim, data, folder=tmp_path, trainer=trainer, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning has it ignored
 
 
 def test_in_sample_votes_are_lenient_with_a_models_own_images(data: MVTecNoisy, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_ctrl_c_leaves_what_was_there(
     with pytest.raises(SystemExit) as error:
         audit(folder_root / "good", tmp_path / "out", *options)
     assert error.value.code == 130
-    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted: no file of the audit was changed"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted: the audit is not whole; start it again"
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 

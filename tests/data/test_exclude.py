@@ -33,8 +33,11 @@ def test_good_and_injected_images_leave_the_training_set_alone(mvtec_root: Path,
     data = noisy(mvtec_root, exclude=listed)
     gone = {name.removeprefix(base) for name in unwanted}
     assert names(data.train_data, mvtec_root) == [n for n in names(whole.train_data, mvtec_root) if n not in gone]
-    assert names(data.injected_data, mvtec_root) == injected[1:]
+    # what is measured on stays what it was, with overlap as well as without
+    overlap = noisy(mvtec_root, exclude=listed, overlap=True)
+    assert names(data.injected_data, mvtec_root) == names(overlap.injected_data, mvtec_root) == injected
     assert names(data.test_data, mvtec_root) == names(whole.test_data, mvtec_root)
+    assert sorted(names(overlap.test_data, mvtec_root)) == sorted([*names(data.test_data, mvtec_root), *injected])
     data.write_manifest(tmp_path / "manifest.csv")
     assert set(pd.read_csv(tmp_path / "manifest.csv")["image_path"]).isdisjoint(unwanted)
     again = noisy(mvtec_root, manifest=tmp_path / "manifest.csv")

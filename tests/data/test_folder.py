@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from anomalib_cdd.data import FolderNoisy, PredictImages
+from anomalib_cdd.data.folder import pair_masks
 
 
 @pytest.fixture
@@ -204,3 +206,12 @@ def test_masks_without_an_image_are_said(parts: Path, caplog: pytest.LogCaptureF
 def test_folders_within_each_other_are_refused(parts: Path, options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"are in the training set and in the test set, such as (defect|good_test)/"):
         folder(parts, normal_dir=".", **options)
+
+
+def test_thousands_of_masks_are_paired_in_seconds(tmp_path: Path) -> None:
+    images = {tmp_path / "bad": [tmp_path / "bad" / f"{n}.png" for n in range(4000)]}
+    masks = {tmp_path / "mask": [tmp_path / "mask" / f"part_{n}_mask.png" for n in range(4000)]}
+    start = time.perf_counter()
+    found = pair_masks(images, masks)
+    assert time.perf_counter() - start < 5  # pair by pair it takes minutes
+    assert all(mask.name == f"part_{image.stem}_mask.png" for image, mask in found.items())

@@ -219,6 +219,14 @@ def test_a_checkpoint_that_a_measure_chooses_has_thresholds(
     assert thresholds(tmp_path) == {f"best-epoch={epoch}": True for epoch in range(3)} | {"model": True}
 
 
+def test_the_last_checkpoint_of_every_few_epochs_has_thresholds(
+    make_engine: Engines, mvtec_root: Path, tmp_path: Path
+) -> None:
+    some = ModelCheckpoint(tmp_path, "some-{epoch}", every_n_epochs=2)
+    make_engine(max_epochs=3, callbacks=[some]).fit(make_model("Cdd", True), datamodule=make_data(mvtec_root))
+    assert thresholds(tmp_path) == {"some-epoch=1": True, "model": True}
+
+
 def test_a_training_of_so_many_steps_has_thresholds_once(
     make_engine: Engines, mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

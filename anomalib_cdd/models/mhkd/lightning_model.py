@@ -163,9 +163,10 @@ class Mhkd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[m
         self.model.std.copy_(std.view(-1, 1, 1))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Scale the two maps when an epoch has ended, before it is validated or saved."""
+        """Scale the two maps when an epoch or the training has ended, before it is validated or saved."""
         del outputs, batch, batch_idx
-        if self.trainer.is_last_batch and self._images is not None:
+        has_ended = self.trainer.is_last_batch or 0 < self.trainer.max_steps <= self.trainer.global_step
+        if has_ended and self._images is not None:
             self._scale_maps(self._images)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from torchvision.transforms.v2 import Resize
 
 from anomalib_cdd import Cdd, MVTecNoisy
@@ -69,6 +70,10 @@ def test_options_out_of_range(make_model: Model, options: dict[str, Any], messag
         (
             {"max_epochs": 2, "callbacks": [ModelCheckpoint(save_on_exception=True, every_n_epochs=2)]},
             "ModelCheckpoint saves within an epoch, by .* or save_on_exception",
+        ),
+        (
+            {"max_epochs": 2, "callbacks": [OnExceptionCheckpoint("here")]},
+            "OnExceptionCheckpoint saves within an epoch",
         ),
         (
             {"max_epochs": 2, "callbacks": [ModelCheckpoint(train_time_interval=timedelta(minutes=1))]},

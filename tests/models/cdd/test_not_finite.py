@@ -176,3 +176,6 @@ def test_a_fit_that_fails_gives_back_what_it_held(
     diverge(model)
     with pytest.raises(RuntimeError, match="no training set outside a fit"):
         _ = model.training_set
+    # and is of half an epoch still
+    with pytest.raises(RuntimeError, match="Epoch 2 is under way"):
+        model.trainer.save_checkpoint(tmp_path / "half.ckpt")

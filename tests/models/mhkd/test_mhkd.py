@@ -160,3 +160,9 @@ def test_maps_are_scaled_before_they_are_validated(mvtec_root: Path, tmp_path: P
     data = make_data(mvtec_root, val_split_mode="same_as_test")
     make_engine(tmp_path, max_epochs=1, callbacks=[recorder]).fit(make_model(), datamodule=data)
     assert recorder.quantiles[-1][0].tolist() != [0.0, 1.0]
+
+
+def test_maps_are_scaled_where_a_training_ends_within_an_epoch(mvtec_root: Path, tmp_path: Path) -> None:
+    model, data = make_model(), make_data(mvtec_root, train_batch_size=1)
+    make_engine(tmp_path, max_epochs=-1, max_steps=3).fit(model, datamodule=data)
+    assert model.model.quantiles[0].tolist() != [0.0, 1.0]
