@@ -22,7 +22,7 @@ from anomalib_cdd.training.compat import SubcommandHooks
 
 SUBCOMMANDS = {
     "demo": "Train on solar cells with defective ones among them, and show what was learned.",
-    "audit": "Rank the images of a folder by how suspicious a trained model finds them, on a page to look through.",
+    "audit": "Rank the images of a folder by how suspicious they are, without training or by a model, on a page.",
     "fuad": "Compare models on training data that is not clean: models x data x noise ratios x seeds.",
 }
 

@@ -39,11 +39,10 @@ function sortedByName() {
 
 const KEPT_FILES = 64;
 const files = new Map(); // by number: promises of what they hold, the latest asked for last
-const waiting = new Map();
+const waiting = new Map(); // by number: who waits for a script that is on its way
 window.auditPictures = (number, pictures) => {
-  const resolve = waiting.get(number);
+  for (const resolve of waiting.get(number) ?? []) resolve(pictures);
   waiting.delete(number); // it would keep the pictures
-  resolve(pictures);
 };
 
 /* A promise of an image's thumbnail and, if there is one, its heat map. */
@@ -60,10 +59,18 @@ function picturesOf(index) {
 
 function loadFile(number) {
   return new Promise((resolve) => {
-    waiting.set(number, resolve);
+    const others = waiting.get(number);
+    if (others) {
+      others.push(resolve);
+      return;
+    }
+    waiting.set(number, [resolve]);
     const script = Object.assign(document.createElement("script"), { src: `thumbnails/${number}.js` });
     script.addEventListener("load", () => script.remove());
-    script.addEventListener("error", () => files.delete(number)); // it may be there when it is asked for again
+    script.addEventListener("error", () => {
+      files.delete(number); // it may be there when it is asked for again
+      waiting.delete(number);
+    });
     document.head.append(script);
   });
 }
@@ -373,7 +380,7 @@ function keepDraft() {
   clearTimeout(draftTimer);
   draftTimer = setTimeout(() => {
     try {
-      localStorage.setItem(DRAFT, JSON.stringify(reviewed()));
+      localStorage.setItem(DRAFT, JSON.stringify({ ...state.elsewhere, ...reviewed() }));
     } catch {
       say("This browser keeps no draft: save the review before you close the page.");
     }

@@ -58,6 +58,21 @@ class AuditImage:
     percentile: float | None = None
 
 
+def check_place(path: Path, count: int) -> None:
+    """Refuse a place for the page of a number of images that something else has.
+
+    Raises:
+        FileExistsError: Naming it.
+    """
+    folder = path.parent / THUMBNAILS
+    if count > EMBEDDED and folder.exists() and not (folder / DATA_FILE).exists():
+        msg = f"{folder} is not of an audit page, which would need that name: write the page into another folder."
+        raise FileExistsError(msg)
+    if path.parent.exists() and not path.parent.is_dir():
+        msg = f"{path.parent} is a file: write the page into a folder."
+        raise FileExistsError(msg)
+
+
 def write_page(
     path: Path,
     images: Sequence[AuditImage],
@@ -84,8 +99,9 @@ def write_page(
     Raises:
         ValueError: If there are no images, a score or the cut is not a finite number, a name cannot be written as
             UTF-8, or a thumbnail is neither JPEG, PNG nor WebP.
-        OSError: If a file cannot be written.
+        OSError: If a file cannot be written, or what lies there is of somebody else.
     """
+    check_place(path, len(images))
     if not images:
         msg = "There are no images to show: give at least one."
         raise ValueError(msg)
@@ -134,9 +150,6 @@ def _write_beside(folder: Path, ranked: Sequence[AuditImage], data: dict[str, An
     They are scripts, as a page that is opened from disk can load no JSON; some pictures a file, as file systems and
     whoever copies the folder suffer from a hundred thousand.
     """
-    if folder.exists() and not (folder / DATA_FILE).exists():
-        msg = f"{folder} is not of an audit page, which would need that name: write the page into another folder."
-        raise FileExistsError(msg)
     draft, old = (folder.with_name(f".{folder.name}.{kind}{os.getpid()}") for kind in ("", "old."))
     try:
         draft.mkdir(parents=True)

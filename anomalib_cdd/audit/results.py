@@ -23,7 +23,7 @@ from anomalib_cdd.training.files import written_whole
 from anomalib_cdd.training.images import TrainingImages
 
 from .annotations import AnnotatedImage, Region, outline, write_annotations
-from .page import AuditImage, write_page
+from .page import AuditImage, check_place, write_page
 from .pictures import Picture, flags, look_at, overlays
 from .scores import ScoredImages, score_by_model
 
@@ -35,7 +35,6 @@ REVIEW = "review.json"
 # where the page's cut and the outlines stand at first: what this share of good parts, and of their pixels, exceeds
 CUT_FALSE_ALARMS = 0.05
 PIXEL_FALSE_ALARMS = 0.01
-# of each map
 SAMPLED_SIDE = 16  # pixels of a map, on an even grid
 
 
@@ -120,6 +119,7 @@ def write_results(
         OSError: If a file cannot be written.
     """
     folder = Path(folder)
+    check_place(folder / PAGE, len(scored.scores))
     review = read_review(folder / REVIEW) if (folder / REVIEW).exists() else {}
     _, name_of = relative_names([*scored.image_paths, *shown.unreadable], root)
     names = [name_of[path] for path in scored.image_paths]

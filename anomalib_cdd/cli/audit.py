@@ -17,7 +17,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from anomalib_cdd.audit.callback import FOLDER
 from anomalib_cdd.audit.duplicates import find_duplicates
-from anomalib_cdd.audit.results import REVIEW, Shown, open_images, write_results
+from anomalib_cdd.audit.page import check_place
+from anomalib_cdd.audit.results import PAGE, REVIEW, Shown, open_images, write_results
 from anomalib_cdd.audit.scores import (
     ScoredImages,
     score_by_cross_domain_training,
@@ -82,6 +83,7 @@ def run(config: Namespace) -> Path:
         datamodule = _folder(config.data, config.batch_size)
         shown = open_images(TrainingImages(datamodule.train_data, None, config.batch_size))
         datamodule.train_data = shown.images.dataset
+        _check_output(config.output, len(shown.images.dataset))
         scored = _score(config, shown, datamodule)
         title = f"Images of {config.data.resolve().name}, the most suspicious first"
         page = write_results(shown, scored, config.output, root=config.data, title=title)
@@ -124,6 +126,15 @@ def _check(config: Namespace) -> None:
             raise ConfigError(_one_line(error)) from error
 
 
+def _check_output(folder: Path, count: int) -> None:
+    """Refuse a folder before minutes have been spent on what it cannot take."""
+    try:
+        check_place(folder / PAGE, count)
+    except FileExistsError as error:
+        msg = f"--output {folder}: {error}"
+        raise ConfigError(msg) from error
+
+
 def _score(config: Namespace, shown: Shown, datamodule: AnomalibDataModule) -> ScoredImages:
     if config.ckpt_path is None and config.model is None:
         return score_by_recurrence(shown.images, backbone=config.backbone)
@@ -132,20 +143,24 @@ def _score(config: Namespace, shown: Shown, datamodule: AnomalibDataModule) -> S
         scored = score_by_model(load_model(entry["class_path"], config.ckpt_path), shown.images)
     else:
         make_model = _factory(entry)
-        folder, trainer = config.output / PARTS, entry.get("trainer", {})
-        scored = score_by_cross_domain_training(make_model, datamodule, config.domains or DOMAINS, folder, trainer)
+        folder, trainer = config.output / PARTS, entry.get("trainer") or {}
+        try:
+            scored = score_by_cross_domain_training(make_model, datamodule, config.domains or DOMAINS, folder, trainer)
+        except TypeError as error:  # an argument that the trainer does not have
+            msg = f"--model {entry['class_path']}: {_one_line(error)}"
+            raise ConfigError(msg) from error
     return replace(scored, duplicates=find_duplicates(shown.images.dataset, config.batch_size))
 
 
 def _factory(entry: dict[str, Any]) -> Callable[[], AnomalibModule]:
     """Return what makes an untrained model of an entry, tried once."""
-    kind, init_args = model_class(entry["class_path"]), dict(entry.get("init_args", {}))
+    kind, init_args = model_class(entry["class_path"]), dict(entry.get("init_args") or {})
     if "audit" in inspect.signature(kind).parameters:
         init_args.setdefault("audit", False)  # the page is of all parts
     make_model = partial(kind, **init_args)
     try:
         make_model()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         msg = f"--model {kind.__name__}: {_one_line(error)}"
         raise ConfigError(msg) from error
     return make_model

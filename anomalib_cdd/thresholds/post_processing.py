@@ -38,13 +38,14 @@ PIXEL_FALSE_ALARM_RATE = 0.005
 def may_be_kept(trainer: Trainer) -> bool:
     """Return whether a checkpoint that is written now may be the one that is loaded later.
 
-    It is the last of the training, one that a measure chooses, or one of every few epochs. Where nothing says when a
-    training ends any may be.
+    It is the last of the training, one that a measure chooses, or one of every few epochs or steps. Where nothing says
+    when a training ends any may be.
     """
     epochs, steps = trainer.max_epochs or 1, trainer.max_steps
     ends = epochs > 0 or steps > 0
     is_last = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
     chosen = any(may_keep_an_early_one(callback) for callback in trainer.checkpoint_callbacks)
+    chosen = chosen or trainer.check_val_every_n_epoch != 1  # Lightning saves where it validates
     return trainer.should_stop or is_last or chosen or not ends
 
 
@@ -182,6 +183,14 @@ class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
             logger.warning(
                 "Checkpoints with save_weights_only have no thresholds: Lightning asks no callback for them."
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the thresholds of an earlier fit: the model is about to change."""
+        del trainer, pl_module
+        for value in (self._image_threshold, self.image_min, self.image_max):
+            value.fill_(torch.nan)
+        for value in (self._pixel_threshold, self.pixel_min, self.pixel_max):
+            value.fill_(torch.nan)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Calibrate before a checkpoint is written that may be the one that is kept.

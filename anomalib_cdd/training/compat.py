@@ -69,7 +69,7 @@ def saves_at_an_error(callback: Checkpoint) -> bool:
 def may_keep_an_early_one(callback: Checkpoint) -> bool:
     """Return whether what a checkpoint callback keeps may be of an epoch before the last; it tells nobody of epochs."""
     is_chosen = bool(getattr(callback, "monitor", None)) or getattr(callback, "_every_n_epochs", 1) > 1
-    return is_chosen or _saves_by_steps(callback)
+    return is_chosen or getattr(callback, "save_top_k", 1) == -1 or _saves_by_steps(callback)
 
 
 @contextmanager

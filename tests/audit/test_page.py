@@ -467,8 +467,11 @@ def test_a_review_survives_as_a_file_and_as_a_draft(open_page: OpenPage, tmp_pat
     # in a page that was written with it
     page = open_page(images, content={"review": {order[0]: "bad", order[1]: "good", "gone.png": "bad"}})
     assert counts(page) == "1 bad, 1 good, 10 unseen"
-    # what was said of images that are not here is saved again
-    assert saved(page, file) == {"gone.png": "bad", order[0]: "bad", order[1]: "good"}
+    # what was said of images that are not here is saved again, also by way of a draft
+    mark(page, "Good", order[2])
+    page.wait_for_timeout(400)
+    page.reload()
+    assert saved(page, file) == {"gone.png": "bad", order[0]: "bad", order[1]: "good", order[2]: "good"}
 
 
 def test_a_draft_outlives_another_ranking(open_page: OpenPage, tmp_path: Path) -> None:

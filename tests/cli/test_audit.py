@@ -266,6 +266,7 @@ def test_ctrl_c_leaves_what_was_there(
         ({"ckpt_path": "text.ckpt"}, "text.ckpt"),
         ({"domains": "3"}, "--domains 3 is for a --model that is trained here"),
         ({"output": "reviewed"}, "review.json: it cannot be read as JSON"),
+        ({"output": "text.ckpt"}, "text.ckpt is a file: write the page into a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -295,6 +296,10 @@ def test_bad_input_is_one_line_and_writes_nothing(
             "too few for 9 domains",
         ),
         (["--backbone", "nonsense"], "timm knows no backbone 'nonsense'"),
+        (
+            ["--model", json.dumps({"class_path": "Padim", "init_args": SMALL, "trainer": {"max_epoch": 1}})],
+            "--model Padim: Trainer.__init__() got an unexpected keyword argument 'max_epoch'",
+        ),
     ],
 )
 def test_bad_input_of_a_training_is_one_line(

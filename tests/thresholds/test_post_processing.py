@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from anomalib.callbacks import ModelCheckpoint as OnlyCheckpoint
 from anomalib.data import InferenceBatch
 from anomalib.deploy import TorchInferencer
 from anomalib.engine import Engine
@@ -225,6 +226,46 @@ def test_the_last_checkpoint_of_every_few_epochs_has_thresholds(
     some = ModelCheckpoint(tmp_path, "some-{epoch}", every_n_epochs=2)
     make_engine(max_epochs=3, callbacks=[some]).fit(make_model("Cdd", True), datamodule=make_data(mvtec_root))
     assert thresholds(tmp_path) == {"some-epoch=1": True, "model": True}
+
+
+@pytest.mark.parametrize("some", [{"save_top_k": -1}, {"every_n_train_steps": 1}])
+def test_every_checkpoint_that_is_kept_has_thresholds(
+    make_engine: Engines, mvtec_root: Path, tmp_path: Path, some: dict[str, int]
+) -> None:
+    kept = OnlyCheckpoint(dirpath=tmp_path, filename="kept-{epoch}", **some)
+    seed_everything(0, verbose=False)
+    small = {"backbone": "test_resnet", "pre_trained": False, "student_width": 8, "visualizer": False, "audit": False}
+    model = ReContrast(**small, pre_processor=pre_processor())
+    make_engine(max_epochs=2, callbacks=[kept]).fit(model, datamodule=make_data(mvtec_root, train_batch_size=16))
+    found = thresholds(tmp_path)
+    assert found
+    assert all(found.values())
+
+
+def test_the_last_checkpoint_has_thresholds_where_not_every_epoch_is_validated(
+    make_engine: Engines, mvtec_root: Path, tmp_path: Path
+) -> None:
+    data = make_data(mvtec_root, val_split_mode="same_as_test")
+    make_engine(max_epochs=3, check_val_every_n_epoch=2).fit(make_model("Cdd", True), datamodule=data)
+    assert thresholds(tmp_path) == {"model": True}
+
+
+def test_a_fit_that_goes_on_forgets_the_thresholds_of_before(
+    make_engine: Engines, mvtec_root: Path, tmp_path: Path
+) -> None:
+    make_engine(max_epochs=1).fit(make_model("Cdd", True), datamodule=make_data(mvtec_root))
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    assert thresholds(tmp_path) == {"model": True}
+
+    class Stops(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyError
+
+    engine = make_engine(max_epochs=3, callbacks=[Stops()], default_root_dir=tmp_path / "more")
+    with pytest.raises(KeyError):
+        engine.fit(make_model("Cdd", True), datamodule=make_data(mvtec_root), ckpt_path=checkpoint)
+    assert thresholds(tmp_path / "more") == {"model": False}
 
 
 def test_a_training_of_so_many_steps_has_thresholds_once(

@@ -195,11 +195,12 @@ def check_checkpoint(checkpoint: dict[str, Any], state: dict[str, Tensor], optio
         )
         raise ValueError(msg)
     for name, before in WHO_TEACHES_WHAT.items():
-        kind = theirs.get(name, before)
-        kind = tuple(kind) if isinstance(kind, list) else kind
-        if fitting and kind != options[name]:
+        kind, mine = (
+            tuple(each) if isinstance(each, list) else each for each in (theirs.get(name, before), options[name])
+        )
+        if fitting and kind != mine:
             msg = (
-                f"The checkpoint's training has {name} {kind!r}, this model {options[name]!r}: it cannot go on as "
-                f"another method. Set {name} to {kind!r}."
+                f"The checkpoint's training has {name} {kind!r}, this model {mine!r}: it cannot go on as another "
+                f"method. Set {name} to {kind!r}."
             )
             raise ValueError(msg)

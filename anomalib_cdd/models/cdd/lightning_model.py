@@ -322,13 +322,15 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
     def _met_before(self, data: TrainingSet) -> Tensor:
         """Return who was trained on which sample before this fit, see :func:`~.history.met_before`."""
         known, before = self._resumed.pop("image_paths", None), self._resumed.pop("met", None)
+        paths, tiles = data.image_paths, data.features.per_image
         if known is None and self.training_history is not None:
-            known, before = self.training_history.image_paths, None
+            known = self.training_history.image_paths
+        if known is not None and (before is None or before.shape[1] != len(known) * tiles):
+            before = None
             logger.warning(
                 "This model has been trained before: what it says of the images that it has learned from is not out of "
-                "sample. Train a new one, or go on with that training by ckpt_path."
+                "sample. Train a new one for that."
             )
-        paths, tiles = data.image_paths, data.features.per_image
         return met_before(known or [], before, paths, 1 + max(self.options.domains), tiles)
 
     def on_epoch_trained(self) -> None:
@@ -399,7 +401,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             "_training_set": None,
             "_domain_students": [],
             "training_history": None,
-            "_met": None,
+            "_met": torch.zeros(0, 0, dtype=torch.bool),
         }
         return super().__getstate__() | training
 
@@ -411,6 +413,10 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         if self.training_history is not None:
             checkpoint["training_history"] = self.training_history.state_dict()
         if self._training_set is None:
+            has_begun = self._met.numel() > 0
+            if has_begun and self._trainer is not None and self._trainer.interrupted:
+                msg = "The fit has ended by an error, and its domain students are gone: take its last checkpoint."
+                raise RuntimeError(msg)
             return
         epochs, samples = self.trainer.max_epochs or 1, len(self.training_set)
         following = plan_epoch(min(self.current_epoch + 1, epochs - 1), epochs, samples, self.options)

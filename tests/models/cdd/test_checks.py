@@ -301,3 +301,13 @@ def test_images_that_are_too_small_for_the_blur_are_named(
     with pytest.raises(ValueError, match=r"images, or tiles, of 16 x 16 pixels.*larger Resize"):
         make_engine(1).fit(model, datamodule=make_data())
     make_engine(1).fit(make_model(pre_processor=PreProcessor(Resize((24, 24)))), datamodule=make_data())
+
+
+def test_a_training_goes_on_with_the_domains_that_it_has(
+    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path
+) -> None:
+    make_engine(max_epochs=1).fit(make_model(domains=[3]), datamodule=make_data())
+    (checkpoint,) = (tmp_path / "results").rglob("*.ckpt")
+    with pytest.raises(ValueError, match=r"has domains \(3,\), this model \(2,\).* Set domains to \(3,\)"):
+        make_engine(max_epochs=2).fit(make_model(), datamodule=make_data(), ckpt_path=checkpoint)
+    make_engine(max_epochs=2).fit(make_model(domains=[3]), datamodule=make_data(), ckpt_path=checkpoint)

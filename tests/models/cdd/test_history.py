@@ -265,6 +265,20 @@ def test_a_model_that_was_trained_before_says_nothing_out_of_sample(
         assert "has been trained before" in caplog.text
 
 
+def test_a_checkpoint_that_names_no_images_is_taken_by_its_history(
+    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_engine(max_epochs=2).fit(make_model(domain_interval=1), datamodule=make_data())
+    (path,) = (tmp_path / "results").rglob("*.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["cdd_training"]["image_paths"]
+    torch.save(checkpoint, path)
+    model = make_model(domain_interval=1)
+    make_engine(max_epochs=3).fit(model, datamodule=make_data(), ckpt_path=path)
+    assert "has been trained before" not in caplog.text
+    assert model.training_history.cross_domain[2].isfinite().all()
+
+
 def test_a_training_that_goes_on_with_fewer_images_knows_who_has_learned_from_them(
     make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path
 ) -> None:

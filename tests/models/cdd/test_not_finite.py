@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from anomalib.engine import Engine
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from anomalib_cdd import Cdd, MVTecNoisy
@@ -157,6 +158,21 @@ def test_the_image_of_which_the_teacher_says_no_number_is_named(
     with pytest.raises(NotFiniteError, match=rf"not finite in {precision} for \S*train/good/005\.png\. If") as raised:
         make_engine(1).fit(make_model(cache=cache), datamodule=make_data())
     assert str(raised.value).count(".png") == 1
+
+
+def test_what_a_failed_fit_has_given_back_is_in_no_checkpoint(
+    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path
+) -> None:
+    class Stops(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: Cdd) -> None:
+            if trainer.current_epoch == 1:
+                raise KeyError
+
+    engine, model = make_engine(3, callbacks=[Stops()]), make_model()
+    with pytest.raises(KeyError):
+        engine.fit(model, datamodule=make_data())
+    with pytest.raises(RuntimeError, match="take its last checkpoint"):
+        engine.trainer.save_checkpoint(tmp_path / "between.ckpt")
 
 
 def test_a_fit_that_fails_gives_back_what_it_held(
