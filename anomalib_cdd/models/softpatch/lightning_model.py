@@ -101,7 +101,7 @@ class SoftPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: ig
         """Fill the bank (Sec. 3.2 and 3.3); see :meth:`FillsMemoryBank.fill`."""
         options, channels = self.hparams, images[0].shape[1]
         projection = random_projection(channels, PROJECTED).to(self.device)
-        points = torch.empty(len(images[0]), len(images), PROJECTED, device=self.device)
+        points = torch.empty(len(images[0]), len(images), projection.shape[1], device=self.device)
         for number, image in enumerate(images):
             points[:, number] = self.vectors(image, grid) @ projection
 
