@@ -72,10 +72,6 @@ def test_options_out_of_range(make_model: Model, options: dict[str, Any], messag
             "ModelCheckpoint saves within an epoch, by .* or save_on_exception",
         ),
         (
-            {"max_epochs": 2, "callbacks": [OnExceptionCheckpoint("here")]},
-            "OnExceptionCheckpoint saves within an epoch",
-        ),
-        (
             {"max_epochs": 2, "callbacks": [ModelCheckpoint(train_time_interval=timedelta(minutes=1))]},
             "every_n_epochs instead",
         ),
@@ -311,3 +307,11 @@ def test_a_training_goes_on_with_the_domains_that_it_has(
     with pytest.raises(ValueError, match=r"has domains \(3,\), this model \(2,\).* Set domains to \(3,\)"):
         make_engine(max_epochs=2).fit(make_model(), datamodule=make_data(), ckpt_path=checkpoint)
     make_engine(max_epochs=2).fit(make_model(domains=[3]), datamodule=make_data(), ckpt_path=checkpoint)
+
+
+def test_a_checkpoint_at_an_error_is_refused(
+    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path
+) -> None:
+    engine = make_engine(2, callbacks=[OnExceptionCheckpoint(tmp_path)])
+    with pytest.raises(ValueError, match="OnExceptionCheckpoint saves within an epoch"):
+        engine.fit(make_model(), datamodule=make_data())
