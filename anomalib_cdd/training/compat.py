@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""Everything here touches a private name of Lightning or anomalib; each says which public way it waits for."""
+"""What touches a private name of Lightning or anomalib, with the public way it waits for, or mends a way of theirs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
