@@ -18,6 +18,7 @@ from torch import distributed
 
 from anomalib_cdd.evaluation.predictions import Predictions
 from anomalib_cdd.evaluation.settings import score_injected, setting_measures
+from anomalib_cdd.training.compat import datamodule_of
 from anomalib_cdd.training.scoring import raw_scores_and_maps
 
 # as anomalib's metrics are called
@@ -93,15 +94,21 @@ class FuadEvaluator(Evaluator):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:  # an AnomalibModule
         """Score the injected images that the loader left out, and log every measure."""
         super().on_test_epoch_end(trainer, pl_module)
-        self._hook.remove()
         test, self._parts = _of_all_ranks(Predictions.concatenate(self._parts)), []
-        datamodule: Any = getattr(trainer, "datamodule", None)
+        datamodule = datamodule_of(trainer, "test")
         clean, injected = score_injected(pl_module, datamodule, test, device=pl_module.device, progress=False)
         for name, value in setting_measures(clean, injected).items():
             if not np.isnan(value) and (len(injected) or not name.endswith("_overlap")):
                 stem = name.removesuffix("_overlap")
                 # every rank has measured all images: the mean over them is the value
                 pl_module.log(NAMES.get(stem, stem) + name[len(stem) :], float(value), sync_dist=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop listening, also after a test that failed."""
+        super().teardown(trainer, pl_module, stage)
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook, self._output, self._parts = None, None, []
 
 
 def _of_all_ranks(predictions: Predictions) -> Predictions:

@@ -16,6 +16,13 @@ from torch.nn import functional as F
 ALIKE = 0.96
 # Of images that differ by less there is no telling apart: parts of the length of a descriptor before it is centred.
 SAME = 1e-3
+# Distance of two photographs of one part, at most, in typical distances of an image to one of its kind. Where a folder
+# shows two kinds of thing all of a kind are alike in what tells it from the other: angles have .99 then, distances .31.
+CLOSE = 0.25
+# which neighbour says what is typical: further than a part's photographs, nearer than another kind
+NEIGHBOURS = 8
+KINDS = 3
+SAMPLE = 256
 QUARTERS = 2
 BLOCK = 1024
 
@@ -50,9 +57,10 @@ def near_duplicates(features: NDArray[np.float32]) -> list[list[int]]:
         Rows of each group of more than one image, ascending.
     """
     rows = torch.from_numpy(features)
+    close = CLOSE * _typical_distance(rows)
     near: dict[int, list[int]] = {}
     for start in range(0, len(rows), BLOCK):
-        pairs = _are_near(rows[start : start + BLOCK], rows[start:]).nonzero() + start
+        pairs = _are_near(rows[start : start + BLOCK], rows[start:], close).nonzero() + start
         for first, second in pairs.tolist():
             if first < second:
                 near.setdefault(first, []).append(second)
@@ -74,9 +82,20 @@ def parts_of(count: int, groups: list[list[int]]) -> NDArray[np.int64]:
     return part
 
 
-def _are_near(first: Tensor, second: Tensor) -> Tensor:
+def _typical_distance(rows: Tensor) -> float:
+    """Return the median, over some of the images ``(N, D)``, of the distance to a near one that is no duplicate."""
+    if len(rows) < 2:
+        return 0.0
+    some = rows[:: -(-len(rows) // SAMPLE)]
+    neighbour = min(max(1, -(-len(rows) // KINDS) - 1), NEIGHBOURS)
+    # the nearest is the image itself
+    return float(torch.cdist(some, rows).kthvalue(neighbour + 1, dim=1).values.median())
+
+
+def _are_near(first: Tensor, second: Tensor, close: float) -> Tensor:
     """Return which of the rows ``(A, D)`` and ``(B, D)`` are near-duplicates, shape ``(A, B)``."""
     lengths = torch.linalg.vector_norm(first, dim=1)[:, None], torch.linalg.vector_norm(second, dim=1)[None]
     products = first @ second.T
     same = (lengths[0] < SAME) & (lengths[1] < SAME)
-    return same | (products > ALIKE * lengths[0] * lengths[1])
+    squared = lengths[0] ** 2 + lengths[1] ** 2 - 2 * products
+    return same | ((products > ALIKE * lengths[0] * lengths[1]) & (squared <= close**2))

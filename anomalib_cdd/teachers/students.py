@@ -70,6 +70,13 @@ class Student(nn.Module):
         levels = self.decoder(self.bottleneck(features))
         return [fit_size(level, feature.shape[-2:]) for level, feature in zip(levels, features, strict=True)]
 
+    def reseed(self, seed: int) -> None:
+        """Let what is random in it draw as it does after this seed, 0 or more, whatever was drawn before."""
+        for module in self.modules():
+            if isinstance(module, SeededDropout):
+                # neighbouring seeds are further apart than draws are many
+                module.seed, module.drawn = (seed << 32) % 2**63, 0
+
 
 def fit_size(level: Tensor, size: torch.Size) -> Tensor:
     """Resize a level whose side the strides do not divide: it comes back a little too long or too short."""
@@ -177,12 +184,34 @@ class DropoutBottleneck(nn.Module):
     def __init__(self, levels: Sequence[Level], width: int) -> None:
         super().__init__()
         self.fuse = conv_block(sum(level.channels for level in levels), width, kernel=1)
-        self.drop = nn.Dropout(BOTTLENECK_DROPOUT)
+        self.drop = SeededDropout(BOTTLENECK_DROPOUT)
         self.mix = conv_block(width, width)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Map the levels, each ``(B, C_l, H, W)``, to an embedding ``(B, width, H, W)``."""
         return self.mix(self.drop(self.fuse(torch.cat(features, dim=1))))
+
+
+class SeededDropout(nn.Module):
+    """Dropout that draws by a seed of its own, so that a resumed training draws as an uninterrupted one.
+
+    Args:
+        share: Of the values that become 0 in training.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.seed = self.drawn = 0
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Drop values in training, and scale the others up to keep the mean."""
+        if not self.training:
+            return values
+        generator = torch.Generator().manual_seed(self.seed + self.drawn)
+        self.drawn += 1
+        kept = torch.rand(values.shape, generator=generator) >= self.share
+        return values * kept.to(values.device) / (1 - self.share)
 
 
 class PyramidDecoder(nn.Module):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
-from anomalib_cdd.training.compat import CheckpointedOptions, may_keep_an_early_one
+from anomalib_cdd.training.compat import CheckpointedOptions, averages_weights, may_keep_an_early_one
 from anomalib_cdd.training.images import TrainingImages
 from anomalib_cdd.training.scoring import takes_bars
 
@@ -178,6 +178,15 @@ class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
         """Remember the training images: a model may let the loop run over something else."""
         del pl_module
         self._calibrated_at = None
+        averaging = [callback for callback in trainer.callbacks if averages_weights(callback)]  # type: ignore[attr-defined]
+        if averaging:
+            self._images = None
+            logger.warning(
+                "%s keeps the mean of the weights, which no training image is scored with: there are no thresholds "
+                "until you call calibrate() of the model's post-processor.",
+                type(averaging[0]).__name__,
+            )
+            return
         self._images = TrainingImages.of(trainer)
         if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
             logger.warning(

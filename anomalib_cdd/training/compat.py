@@ -10,24 +10,30 @@ from typing import Any, cast
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch, ImageItem
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, OnExceptionCheckpoint
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import DataLoader, Dataset
-
-from .quantization import quantize
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
 
 
 def training_loader(trainer: Trainer) -> DataLoader:
     """Return the training loader that the user gave.
 
     Raises:
-        ValueError: If it is not one loader of a data set with a length.
+        ValueError: If it is not one loader of a data set with a length, or a sampler would leave images out.
     """
     # before its first epoch the loop has no public name for the loader
     loader = _request_dataloader(trainer.fit_loop._data_source)  # noqa: SLF001
     if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__") or loader.batch_size is None:
         msg = f"It takes one DataLoader of a data set with a length and a batch size, not {type(loader).__name__}."
+        raise ValueError(msg)
+    sampler = loader.sampler
+    every = isinstance(sampler, SequentialSampler | DistributedSampler)
+    if not every and not (isinstance(sampler, RandomSampler) and not sampler.replacement):
+        msg = (
+            f"The training loader has a {type(sampler).__name__}: images are read by their index, each one, whatever a "
+            "sampler says. Leave it out; for a part of the images give a data set of that part."
+        )
         raise ValueError(msg)
     return loader
 
@@ -35,7 +41,8 @@ def training_loader(trainer: Trainer) -> DataLoader:
 def spare_images(trainer: Trainer, loader: DataLoader, images: int) -> None:
     """Let the loop of this fit run over empty batches: its images have been read."""
     placeholder = placeholder_loader(images, loader.batch_size or 1)
-    trainer.fit_loop._data_source = _DataLoaderSource(placeholder, "")  # noqa: SLF001
+    # the name is of no use to a loader, but stays for the next fit's data module
+    trainer.fit_loop._data_source = _DataLoaderSource(placeholder, "train_dataloader")  # noqa: SLF001
 
 
 def placeholder_loader(images: int, batch_size: int) -> DataLoader:
@@ -66,9 +73,16 @@ def saves_at_an_error(callback: Checkpoint) -> bool:
     return isinstance(callback, OnExceptionCheckpoint) or bool(getattr(callback, "save_on_exception", False))
 
 
+def averages_weights(callback: Callback) -> bool:
+    """Return whether a callback keeps a mean of the weights in place of the weights; not every Lightning has such."""
+    return any(kind.__name__ == "WeightAveraging" for kind in type(callback).__mro__)
+
+
 def may_keep_an_early_one(callback: Checkpoint) -> bool:
     """Return whether what a checkpoint callback keeps may be of an epoch before the last; it tells nobody of epochs."""
     is_chosen = bool(getattr(callback, "monitor", None)) or getattr(callback, "_every_n_epochs", 1) > 1
+    # saved when an epoch is validated, before it is known whether the training stops there
+    is_chosen = is_chosen or getattr(callback, "_save_on_train_epoch_end", None) is False
     return is_chosen or getattr(callback, "save_top_k", 1) == -1 or _saves_by_steps(callback)
 
 
@@ -83,6 +97,28 @@ def plain_interrupts() -> Iterator[None]:
         raise
 
 
+def datamodule_of(trainer: Trainer, stage: str) -> Any:  # of any library, or None
+    """Return the data module of a stage that is being run, ``None`` where it was given loaders.
+
+    Args:
+        trainer: The trainer.
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+    """
+    given = _given(trainer, stage)[0]
+    return given if isinstance(given, LightningDataModule) else None
+
+
+def _given(trainer: Trainer, stage: str) -> list[Any]:
+    loops: dict[str, list[Any]] = {
+        "fit": [trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop],
+        "validate": [trainer.validate_loop],
+        "test": [trainer.test_loop],
+        "predict": [trainer.predict_loop],
+    }
+    # there is no public name for what a loop was given; `trainer.datamodule` may be of an earlier run
+    return [loop._data_source.instance for loop in loops[stage]]  # noqa: SLF001
+
+
 def datasets_of(trainer: Trainer, stage: str) -> list[Dataset]:
     """Return the data sets that a stage reads, of its data module or its loaders; a fit's training set comes first.
 
@@ -90,14 +126,7 @@ def datasets_of(trainer: Trainer, stage: str) -> list[Dataset]:
         trainer: A trainer whose run is being set up.
         stage: ``fit``, ``validate``, ``test`` or ``predict``.
     """
-    loops: dict[str, list[Any]] = {
-        "fit": [trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop],
-        "validate": [trainer.validate_loop],
-        "test": [trainer.test_loop],
-        "predict": [trainer.predict_loop],
-    }
-    # before a loop runs there is no public name for what it was given; `trainer.datamodule` may be of an earlier run
-    given = [loop._data_source.instance for loop in loops[stage]]  # noqa: SLF001
+    given = _given(trainer, stage)
     if isinstance(given[0], LightningDataModule):
         names = [f"{subset}_data" for subset in ("train", "val", "test")]
         return [getattr(given[0], name) for name in names if hasattr(given[0], name)]
@@ -137,6 +166,7 @@ class CheckpointedOptions:
 class QuantizesStudent:
     """A model whose ``compression_type=INT8_PTQ`` goes by training images; anomalib's has no hook for how it does."""
 
-    @staticmethod
-    def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
-        return quantize(model, datamodule)
+    def _post_training_quantization_ov(self, model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
+        from .quantization import quantize  # which reads images by what builds on this module
+
+        return quantize(model, datamodule, self)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import Transform
 
-from .compat import training_loader
+from .compat import datamodule_of, training_loader
 from .read_alike import as_trained
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ class TrainingImages(NamedTuple):
     @classmethod
     def of(cls, trainer: Trainer) -> "TrainingImages | None":
         """Find them; ``None``, with a warning, where the training data is not anomalib's."""
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        if datamodule is not None and hasattr(datamodule, "train_data"):
+        datamodule = datamodule_of(trainer, "fit")
+        if hasattr(datamodule, "train_data"):
             dataset, augmentations = datamodule.train_data, datamodule.test_augmentations
             batch_size = datamodule.eval_batch_size
         else:

@@ -100,7 +100,7 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
 
     # ------------------------------------------------------------------------------------------ training
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         """Begin a bank, unless a fit that has made one is resumed."""
         if cast("Any", self).trainer.ckpt_path is None:
             self._is_fitted.fill_(value=False)

@@ -14,6 +14,8 @@ from anomalib.data import AnomalibDataModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from .read_alike import as_trained
+
 if TYPE_CHECKING:
     import openvino
 
@@ -24,12 +26,13 @@ NORMS = ("ReduceL2", "Sqrt")
 PASSIVE = ("Constant", "Parameter", "Result")
 
 
-def quantize(model: "openvino.Model", datamodule: AnomalibDataModule | None) -> "openvino.Model":
+def quantize(model: "openvino.Model", datamodule: AnomalibDataModule | None, trained: Any) -> "openvino.Model":
     """Quantise an exported model after training.
 
     Args:
         model: The exported model; its input is images of shape ``(B, 3, H, W)`` in [0, 1].
         datamodule: Knows the training images; no label and no test image is read.
+        trained: The model that was exported; images are read as its training read them.
 
     Returns:
         A model whose student computes in 8 bits.
@@ -48,7 +51,7 @@ def quantize(model: "openvino.Model", datamodule: AnomalibDataModule | None) -> 
     shape = model.input(0).partial_shape
     size = (shape[2].get_length(), shape[3].get_length()) if shape[2].is_static and shape[3].is_static else None
     repeats = shape[0].get_length() if shape[0].is_static else 1
-    images = _TrainingImages(datamodule, size, repeats)
+    images = _TrainingImages(datamodule, trained, size, repeats)
     return nncf.quantize(
         model,
         nncf.Dataset(images),
@@ -97,8 +100,11 @@ def _name(operation: "openvino.Node") -> str:
 class _TrainingImages:
     """Training images as the exported model takes them, drawn evenly over the set, read when they are asked for."""
 
-    def __init__(self, datamodule: AnomalibDataModule, size: tuple[int, int] | None, repeats: int) -> None:
+    def __init__(
+        self, datamodule: AnomalibDataModule, trained: Any, size: tuple[int, int] | None, repeats: int
+    ) -> None:
         self.dataset = copy.copy(datamodule.train_data)
+        as_trained(trained, self.dataset)
         self.dataset.augmentations = None
         self.size, self.repeats = size, repeats
         count = min(CALIBRATION_IMAGES, len(self.dataset))

@@ -17,7 +17,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from .compat import saves_within_an_epoch
+from .compat import averages_weights, saves_within_an_epoch
 from .finite import StopsWhenNotFinite, check_finite
 from .precision import computes_in_bf16
 from .ranks import Ranks, gradients
@@ -47,18 +47,22 @@ class StagedEpoch(StopsWhenNotFinite):
         self._steps_done = 0
         self._running: tuple[int, Iterator[None]] | None = None
         self._under_way = False
+        self._is_to_stop = False
 
     def setup(self, stage: str) -> None:
         """Refuse what would train something else than asked for, before anything is read."""
         trainer: Trainer = self.trainer  # type: ignore[attr-defined]
         if stage == "fit":
             check_trainer(trainer, type(self).__name__, overridden="configure_optimizers" in vars(self))
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+                # so many batches are what is run; Lightning would count the steps of all optimisers
+                trainer.fit_loop.epoch_loop.max_steps = -1
         super().setup(stage)  # type: ignore[misc]
 
     def on_fit_start(self) -> None:
         """Find the ranks."""
         super().on_fit_start()  # type: ignore[misc]
-        self._under_way = False
+        self._under_way = self._is_to_stop = False
         trainer: Trainer = self.trainer  # type: ignore[attr-defined]
         self.ranks = Ranks.of(trainer)
         if self.ranks.count > 1:
@@ -95,6 +99,13 @@ class StagedEpoch(StopsWhenNotFinite):
                 self.on_epoch_trained()
                 break
             self._steps_done += 1
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Put off a stop, such as a time limit's, until the epoch has been trained."""
+        super().on_train_batch_end(*args, **kwargs)  # type: ignore[misc]
+        trainer: Trainer = self.trainer  # type: ignore[attr-defined]
+        self._is_to_stop = self._is_to_stop or trainer.should_stop
+        trainer.should_stop = self._is_to_stop and not self._under_way
 
     def on_epoch_trained(self) -> None:
         """Do what a model has to do when the last step of an epoch is taken."""
@@ -168,6 +179,7 @@ def check_trainer(trainer: Trainer, model: str, overridden: bool) -> None:
     Raises:
         ValueError: Naming the argument and its value.
     """
+    averaging = [callback for callback in trainer.callbacks if averages_weights(callback)]  # type: ignore[attr-defined]
     inside = [callback for callback in trainer.checkpoint_callbacks if saves_within_an_epoch(callback)]
     if overridden:
         msg = f"{model} has several optimisers; --optimizer would replace them by one. Set --model.learning_rate."
@@ -180,6 +192,16 @@ def check_trainer(trainer: Trainer, model: str, overridden: bool) -> None:
         msg = f"max_epochs is {trainer.max_epochs}: the schedules of {model} need to know the end. Set it to 1 or more."
     elif trainer.accumulate_grad_batches != 1:
         msg = f"accumulate_grad_batches is {trainer.accumulate_grad_batches}; {model} steps by itself. Set it to 1."
+    elif str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
+        msg = (
+            f"precision is {trainer.precision}: the model's weights would have it, and anomalib's tests give images in "
+            "fp32. Set bf16-mixed or 32-true."
+        )
+    elif averaging:
+        msg = (
+            f"{type(averaging[0]).__name__} keeps the mean of the weights over steps: the students of {model} would "
+            "not be those that scored the training images. Leave it out."
+        )
     elif inside:
         msg = (
             f"{type(inside[0]).__name__} saves within an epoch, by every_n_train_steps, train_time_interval or "

@@ -43,6 +43,19 @@ FORKED_STEPS = 400
 PERSISTENT_STEPS = 48
 
 
+def schedule_of(domains: Any) -> tuple[int, ...]:
+    """Return a schedule of K as plain numbers.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return tuple(int(count) for count in domains)
+    except (TypeError, ValueError):
+        msg = f"domains is {domains!r}; it has to be a schedule of numbers of domains, such as [2]."
+        raise ValueError(msg) from None
+
+
 def check_options(options: Any, defaults: dict[str, Any]) -> None:  # Lightning's hparams
     """Refuse options out of range and contradictions; name those that have no effect.
 

@@ -17,6 +17,8 @@ S_CURVE_POWER = 4.0
 # seeds of neighbouring runs share no epoch's seed, and folds share none with an epoch
 EPOCHS_APART = 1_000_003
 FOLDS_APART = 500_000
+STUDENTS_APART = 101
+SEEDS = 2**63
 NO_DOMAIN = -1
 DomainStudents = Literal["forked", "persistent"] | float
 
@@ -38,7 +40,12 @@ class Domains(NamedTuple):
 
 def epoch_generator(seed: int, epoch: int) -> Generator:
     """Return the source of an epoch's partition, orders and noise: the same after a resume as without one."""
-    return torch.Generator().manual_seed(seed * EPOCHS_APART + epoch)
+    return torch.Generator().manual_seed((seed * EPOCHS_APART + epoch) % SEEDS)
+
+
+def student_seed(seed: int, epoch: int, number: int) -> int:
+    """Return the seed of what a student draws by itself in an epoch: the global student is number 0."""
+    return (seed * EPOCHS_APART + epoch) * STUDENTS_APART + number
 
 
 def domain_count(epoch: int, epochs: int, schedule: Sequence[int]) -> int:
@@ -169,7 +176,7 @@ def draw_folds(images: int, plan: Plan, seed: int) -> tuple[Tensor, ...]:
     Returns:
         K disjoint parts of all images, whose sizes differ by at most one.
     """
-    generator = torch.Generator().manual_seed(seed * EPOCHS_APART + FOLDS_APART + plan.first)
+    generator = epoch_generator(seed, FOLDS_APART + plan.first)
     return deal(torch.arange(images), plan.domains, generator)
 
 

@@ -42,6 +42,7 @@ from .domains import (
     epoch_generator,
     partition,
     plan_epoch,
+    student_seed,
     visits_of,
 )
 from .history import TrainingHistory, met_before
@@ -166,7 +167,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
     ) -> None:
         # a ListConfig in the checkpoint would not load with weights_only
         layers = None if layers is None else tuple(str(layer) for layer in layers)
-        domains = tuple(int(count) for count in domains)
+        domains = checks.schedule_of(domains)
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(backbone=backbone)
         super().__init__(
@@ -209,6 +210,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         options, data, share = self.options, self.training_set, self.ranks.share
         plan, generator = plan_epoch(e, epochs, len(data), options), epoch_generator(options.seed, e)
         global_student, global_optimizer = self.model.student.train(), self.all_optimizers()[0]
+        for number, student in enumerate([global_student, *self._domain_students]):
+            student.reseed(student_seed(options.seed, e, number))
 
         # S_prev: the global student as the epoch finds it, frozen
         previous = copy.deepcopy(global_student).eval().requires_grad_(requires_grad=False)
@@ -291,7 +294,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             self._met[k + 1, domains.domain(k)] = True
         if not plan.across or self.options.confident_patches:
             self._met[0] = True
-        elif self.options.confident_distillation:
+        elif self.options.confident_distillation or domains.shared:
+            # from the teacher, or from students that were all trained on them
             self._met[0, domains.confident] = True
 
     def _log_plan(self, plan: Plan, samples: int) -> None:
@@ -316,8 +320,16 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         self._training_set = data = TrainingSet.of(self.trainer, self.model, transform, self.options, self.ranks)
         check_sides(*(side * self.model.teacher.levels[0].stride for side in data.features.shapes[0][-2:]))
         checks.check_size(len(data), data.batch_size, self.trainer, self.options)
+        data.fill(self.trainer)
         checks.tell_budget(len(data), data.batch_size, self.trainer.max_epochs or 1, self.options)
         self._met = self._met_before(data)
+
+    def on_train_start(self) -> None:
+        """Learn at this model's rate, whatever that of a checkpoint was."""
+        super().on_train_start()
+        for optimizer in self.all_optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = self.options.learning_rate
 
     def _met_before(self, data: TrainingSet) -> Tensor:
         """Return who was trained on which sample before this fit, see :func:`~.history.met_before`."""
@@ -417,6 +429,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             if has_begun and self._trainer is not None and self._trainer.interrupted:
                 msg = "The fit has ended by an error, and its domain students are gone: take its last checkpoint."
                 raise RuntimeError(msg)
+            _forget_moments(checkpoint, 1)  # of domain students that are gone
             return
         epochs, samples = self.trainer.max_epochs or 1, len(self.training_set)
         following = plan_epoch(min(self.current_epoch + 1, epochs - 1), epochs, samples, self.options)
@@ -424,8 +437,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         states = [student.state_dict() for student in self._domain_students[:alive]]
         paths = self._training_set.image_paths
         checkpoint["cdd_training"] = {"met": self._met, "image_paths": paths, "domain_students": states}
-        for state in checkpoint.get("optimizer_states", [])[1 + alive :]:
-            state["state"] = {}
+        _forget_moments(checkpoint, 1 + alive)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model before anything of it is used."""
@@ -435,3 +447,9 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         history = checkpoint.get("training_history")
         self.training_history = None if history is None else TrainingHistory(**history)
         self._resumed = dict(checkpoint.get("cdd_training", {})) if fitting else {}
+
+
+def _forget_moments(checkpoint: dict[str, Any], first: int) -> None:
+    """Leave out what the optimisers from the ``first`` on remember of gradients."""
+    for state in checkpoint.get("optimizer_states", [])[first:]:
+        state["state"] = {}

@@ -34,6 +34,9 @@ from .torch_model import CddModel
 
 logger = logging.getLogger(__name__)
 
+# where data sets keep what they do to an image: anomalib's, torchvision's
+AUGMENTATIONS = ("augmentations", "transform")
+
 
 class TrainingSet:
     """Answers by sample index, from memory where it can.
@@ -75,7 +78,7 @@ class TrainingSet:
     def of(
         cls, trainer: Trainer, model: CddModel, transform: Transform | None, options: Any, ranks: Ranks
     ) -> "TrainingSet":
-        """Read the trainer's training data.
+        """Find the trainer's training data; :meth:`fill` reads it.
 
         Args:
             trainer: The trainer that is about to fit.
@@ -85,27 +88,28 @@ class TrainingSet:
             ranks: Who shares the work.
         """
         loader = training_loader(trainer)
-        images = len(cast("Sized", loader.dataset))
         weight = next(model.student.parameters())
         part = limited(loader, trainer.limit_train_batches, options.seed)
         extract = partial(teacher_levels, model, transform, weight.device, weight.dtype)
         features = TeacherFeatures(loader, extract, weight.device, weight.dtype, part)
+        augmentations = [getattr(data, name, None) for data in _nested(loader.dataset) for name in AUGMENTATIONS]
         random = [
             name
-            for name, step in (
-                ("the training augmentations", getattr(loader.dataset, "augmentations", None)),
-                ("the pre-processor", transform),
-            )
-            if not is_deterministic(step)
+            for name, steps in (("the training augmentations", augmentations), ("the pre-processor", [transform]))
+            if not all(map(is_deterministic, steps))
         ]
-        if not options.cache or random:
-            if random:
-                logger.warning("Teacher features are not cached: %s may be random.", " and ".join(random))
-            return cls(features, None, model.sample_scores, ranks)
-        budget = FeatureBudget(options.cache_memory_gb, options.cache_dir, ranks)
-        features.fill(budget)
-        spare_images(trainer, loader, images)
+        if random:
+            logger.warning("Teacher features are not cached: %s may be random.", " and ".join(random))
+        is_kept = options.cache and not random
+        budget = FeatureBudget(options.cache_memory_gb, options.cache_dir, ranks) if is_kept else None
         return cls(features, budget, model.sample_scores, ranks)
+
+    def fill(self, trainer: Trainer) -> None:
+        """Read every image once, where features are kept; the trainer's loader need not read them again."""
+        if self._budget is not None:
+            self.features.fill(self._budget)
+        loader = training_loader(trainer)
+        spare_images(trainer, loader, len(cast("Sized", loader.dataset)))
 
     def __len__(self) -> int:
         """Return the number of samples N."""
@@ -297,6 +301,14 @@ class TrainingSet:
         self._recalled = self._targets = None
         if self.features.cache is not None:
             self.features.cache.release()
+
+
+def _nested(dataset: Any) -> Iterator[Any]:  # any data set
+    """Yield a data set and those that it is a part of or is put together from."""
+    yield dataset
+    for inner in (getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ())):
+        if inner is not None:
+            yield from _nested(inner)
 
 
 def _release(cache: FeatureCache | None) -> None:

@@ -34,6 +34,7 @@ Engines = Callable[..., Engine]
     ("options", "message"),
     [
         ({"domains": []}, "domains"),
+        ({"domains": 2}, r"domains is 2; .* such as \[2\]"),
         ({"domains": (2, 1)}, r"domains is \(2, 1\)"),
         ({"max_confident": 1.5}, r"max_confident is 1.5; it has to be in \[0, 1\]"),
         ({"max_confident": float("nan")}, "max_confident is nan"),
