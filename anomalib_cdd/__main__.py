@@ -6,9 +6,10 @@ anomalib has no hook for plugins; importing this package before its CLI makes ``
 and their place in ``benchmark`` work. ``demo``, ``audit`` and ``fuad`` are added to its subcommands.
 """
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader
 
 import anomalib_cdd  # registers its classes with anomalib
 from anomalib_cdd.training.compat import SubcommandHooks
+
+logger = logging.getLogger(__name__)
 
 SUBCOMMANDS = {
     "demo": "Train on solar cells with defective ones among them, and show what was learned.",
@@ -62,6 +65,10 @@ class CddCLI(SubcommandHooks, AnomalibCLI):
         """Ready anomalib's own ``benchmark``."""
         if self.config["subcommand"] == "benchmark":
             let_benchmark_rows_differ()
+
+    def around_subcommand(self) -> AbstractContextManager[None]:
+        """Show this package's own refusals in one line, of anomalib's subcommands too."""
+        return _plain_refusals()
 
     def demo(self) -> None:
         """Run the demo; anomalib's CLI calls a subcommand that it does not know by its name."""
@@ -110,6 +117,21 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except (ConfigError, ModuleNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+@contextmanager
+def _plain_refusals() -> Iterator[None]:
+    """Show what this package refuses as one line; where it comes from is in the log, for who asks for DEBUG."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        if frame is None or not Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+            raise
+        logger.debug("refused", exc_info=True)
         sys.exit(f"error: {error}")
 
 

@@ -30,6 +30,7 @@ DEFAULT_DEVIATIONS = 2.0
 IMAGE_SIZE = (192, 192)
 REFERENCE_IMAGES = 200
 FEWEST_LEFT = 2
+SMALLEST_SIDE = 32  # a grid of 4 x 4 patches
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Cleaning:
         """
         if given is None or isinstance(given, Cleaning):
             return given
+        if not isinstance(given, Mapping):
+            msg = f"clean: give options such as {{'share': 0.1}}, or {{}} for the default rule, found {given!r}"
+            raise ValueError(msg)  # noqa: TRY004  # as for every other option
         known = [option.name for option in fields(cls)]
         unknown = sorted(set(given) - set(known))
         if unknown:
@@ -77,11 +81,20 @@ class Cleaning:
 
     def __post_init__(self) -> None:
         """Check the rule, and make plain lists of YAML's; raises ``ValueError``."""
-        object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
+        sides = self.image_size
+        if isinstance(sides, str | int | float) or len(sides) != 2 or min(map(int, sides)) < SMALLEST_SIDE:
+            msg = f"clean: image_size has to be a height and a width of {SMALLEST_SIDE} or more, found {sides}"
+            raise ValueError(msg)
+        object.__setattr__(self, "image_size", tuple(int(side) for side in sides))
         object.__setattr__(self, "layers", None if self.layers is None else [str(layer) for layer in self.layers])
         if self.share is not None and self.deviations is not None:
             msg = f"clean: share={self.share} and deviations={self.deviations} exclude each other: give one"
             raise ValueError(msg)
+        for name, least in (("share", 0), ("deviations", 0), ("reference_images", 1)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool | str) or not value >= least):
+                msg = f"clean: {name} has to be a number of {least} or more, found {value!r}"
+                raise ValueError(msg)
         if self.share is not None and not 0 <= self.share < 1:
             msg = f"clean: share has to be at least 0 and below 1, found {self.share}"
             raise ValueError(msg)

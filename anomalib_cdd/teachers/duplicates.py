@@ -17,8 +17,9 @@ ALIKE = 0.96
 # Of images that differ by less there is no telling apart: parts of the length of a descriptor before it is centred.
 SAME = 1e-3
 # Distance of two photographs of one part, at most, in typical distances of an image to one of its kind. Where a folder
-# shows two kinds of thing all of a kind are alike in what tells it from the other: angles have .99 then, distances .31.
-CLOSE = 0.25
+# shows two kinds of thing all of a kind are alike in what tells it from the other: cosines reach .99 then, distances
+# begin at .31 (bottles, tiles and solar cells, in folders of two and three kinds).
+CLOSE = 0.3
 # which neighbour says what is typical: further than a part's photographs, nearer than another kind
 NEIGHBOURS = 8
 KINDS = 3

@@ -3,7 +3,7 @@
 """What touches a private name of Lightning or anomalib, with the public way it waits for, or mends a way of theirs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -144,13 +144,18 @@ class SubcommandHooks:
 
     def _run_subcommand(self) -> None:
         self.before_subcommand()
-        super()._run_subcommand()  # type: ignore[misc]
+        with self.around_subcommand():
+            super()._run_subcommand()  # type: ignore[misc]
 
     def add_own_subcommands(self, action: Any) -> None:
         """Add subcommands of one's own to jsonargparse's action."""
 
     def before_subcommand(self) -> None:
         """Do what has to be done before a subcommand runs."""
+
+    def around_subcommand(self) -> AbstractContextManager[None]:
+        """Return what a subcommand runs in."""
+        return nullcontext()
 
 
 class CheckpointedOptions:

@@ -21,7 +21,7 @@ from .compat import saves_at_an_error
 from .exports import FaithfulExports
 from .read_alike import ReadAlike, Reader
 from .reading import WHITE
-from .results import link_latest, use_one_results_folder
+from .results import keep_latest, link_latest, use_one_results_folder
 from .visualization import UncroppedVisualizer
 
 _PROVIDED: dict[str, Callable[..., Any]] = {}
@@ -67,6 +67,10 @@ class LabelFreeDefaults(FaithfulExports):
         unset = trainer is not None and getattr(trainer, "max_epochs", 0) is None and trainer.max_steps == -1
         if unset and self.default_epochs is not None:
             trainer.fit_loop.max_epochs = self.default_epochs  # type: ignore[union-attr]
+        is_fit = getattr(getattr(trainer, "state", None), "fn", None) == TrainerFn.FITTING
+        if trainer is not None and is_fit and trainer.is_global_zero:
+            # now: if the data cannot be had the fit ends before a model is set up
+            keep_latest(Path(trainer.default_root_dir))
         LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:

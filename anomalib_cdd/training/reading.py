@@ -153,7 +153,7 @@ def _load(path: str | Path) -> tuple[Image.Image, NDArray[Any] | None]:
             with _without_pillows_limit():  # a TIFF asks again when it is decoded
                 image.load()
             ImageOps.exif_transpose(image, in_place=True)
-        except (OSError, SyntaxError, ValueError, EOFError, cv2.error) as error:  # of a damaged file
+        except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, cv2.error) as error:  # of a damaged file
             raise _unreadable(path, error) from error
     return image, None if channels is None else _deep_grey(path, image)
 
@@ -174,7 +174,7 @@ def _open(path: str | Path) -> Image.Image:
     try:
         with _without_pillows_limit():
             image = Image.open(path)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # a kind that Pillow does not know, too
         raise _unreadable(path, error) from error
     width, height = image.size
     if width * height > MAX_PIXELS:

@@ -25,9 +25,15 @@ def use_one_results_folder(trainer: Trainer) -> None:
             own.rmdir()
         set_root(trainer, root)
     ranks.wait()
-    if ranks.is_first and (root.parent / LATEST).is_symlink():
-        runs = [run for run in root.parent.glob("v*") if any(run.rglob("*.ckpt"))]
-        link_latest(max(runs, key=lambda run: run.stat().st_mtime, default=root))
+    if ranks.is_first:
+        keep_latest(root)
+
+
+def keep_latest(run: Path) -> None:
+    """Let ``latest`` beside a run's folder lead to the last run that has a checkpoint, where there is such a link."""
+    if (run.parent / LATEST).is_symlink():
+        runs = [other for other in run.parent.glob("v*") if any(other.rglob("*.ckpt"))]
+        link_latest(max(runs, key=lambda other: other.stat().st_mtime, default=run))
 
 
 def link_latest(run: Path) -> None:

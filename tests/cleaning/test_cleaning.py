@@ -155,6 +155,10 @@ def test_ctrl_c_while_scoring_leaves_no_half_file(
     [
         ({"share": 1.0}, "clean: share has to be at least 0 and below 1, found 1.0"),
         ({"deviations": 0}, "clean: deviations has to be above 0, found 0"),
+        ({"share": "0.1"}, "clean: share has to be a number of 0 or more, found '0.1'"),
+        ({"reference_images": 0}, "clean: reference_images has to be a number of 1 or more, found 0"),
+        ({"image_size": 192}, "clean: image_size has to be a height and a width of 32 or more, found 192"),
+        ({"image_size": [16, 16]}, r"clean: image_size has to be .* found \[16, 16\]"),
         ({"share": 0.1, "deviations": 2}, "exclude each other: give one"),
         ({"shares": 0.1}, "clean: there is no shares; the options are share, deviations"),
         ({"share": 0.95}, "clean: share 0.95 leaves 1 of 15 training images: leave out fewer"),
@@ -165,6 +169,12 @@ def test_a_rule_that_cannot_be_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_data(clean={**LOOK, **rule}).setup()
+
+
+@pytest.mark.parametrize("given", [True, 0.1, "yes"])
+def test_what_is_no_rule_is_refused_in_one_line(make_data: Callable[..., MVTecNoisy], given: Any) -> None:
+    with pytest.raises(ValueError, match=r"clean: give options such as \{'share': 0.1\}"):
+        make_data(clean=given)
 
 
 def test_images_that_are_all_the_same_all_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -55,10 +55,19 @@ def test_deviations_picks_what_is_far_above_the_median() -> None:
 
 
 def test_near_duplicates_are_groups_around_their_first_and_no_chains() -> None:
-    angles = np.deg2rad([0, 10, 20, 90, 180, 270])  # cos 10 = .985, cos 20 = .940
+    angles = np.deg2rad([0, 9, 17.5, 90, 140, 180, 230, 270])  # cos 9 = .988, cos 8.5 = .989, cos 17.5 = .954
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     assert near_duplicates(features) == [[0, 1]]
-    assert near_duplicates(features[[0, 2, 3, 4]]) == []
+    assert near_duplicates(features[[0, 2, 3, 4, 5]]) == []
+
+
+@pytest.mark.parametrize("kinds", [2, 3, 5])
+def test_images_of_one_kind_are_no_duplicates_where_a_folder_shows_several(kinds: int) -> None:
+    rng = np.random.default_rng(0)
+    of_a_kind = 10 * rng.normal(size=(kinds, 64)).repeat(12, axis=0)
+    features = of_a_kind + rng.normal(size=of_a_kind.shape)
+    features[1] = features[0] + 0.1 * rng.normal(size=64)  # a second photograph
+    assert near_duplicates(centre(features.astype(np.float32))) == [[0, 1]]
 
 
 def test_images_that_are_all_the_same_are_one_group() -> None:

@@ -132,6 +132,11 @@ def test_train_predict_and_export_from_the_command_line(
     main(["predict", *model, "--data", str(images), "--ckpt_path", str(checkpoint)])
     main(["export", *model, "--ckpt_path", str(checkpoint), "--export_type", "onnx", "--export_root", str(tmp_path)])
     assert (tmp_path / "weights" / "onnx" / "model.onnx").exists()
+    with pytest.raises(SystemExit, match=r"^error: Checkpoint .*nowhere.ckpt does not exist\.$"):
+        main(["predict", *model, "--data", str(images), "--ckpt_path", str(tmp_path / "nowhere.ckpt")])
+    wider = [*model, "--model.student_width", "16"]
+    with pytest.raises(SystemExit, match=r"^error: The checkpoint is not of this model"):
+        main(["predict", *wider, "--data", str(images), "--ckpt_path", str(checkpoint)])
 
 
 def test_a_seed_gives_the_same_model_twice(mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from anomalib_cdd import read_image
 from anomalib_cdd.training.reading import MAX_PIXELS, read_for_display, read_mask, white_level
@@ -235,3 +236,16 @@ def test_any_name(tmp_path: Path, name: str) -> None:
     Image.new("L", (4, 4), 255).save(folder / name, format="PNG")
     assert len(str(folder)) > 512
     assert values(folder / name).min() == 1
+
+
+def test_a_kind_of_file_that_pillow_does_not_finish_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: Any, **kwargs: Any) -> None:
+        msg = "Unknown BLP encoding 93"
+        raise NotImplementedError(msg)
+
+    path = tmp_path / "phone.jpg"
+    Image.new("RGB", (4, 4)).save(path)
+    for place, name in ((JpegImageFile, "load"), (Image, "open")):
+        monkeypatch.setattr(place, name, unknown)
+        with pytest.raises(ValueError, match=r"phone\.jpg \(Unknown BLP encoding 93\)"):
+            read_image(path)

@@ -26,9 +26,13 @@ class Stop(Callback):
         raise InterruptedError
 
 
+def broken(stage: str | None = None) -> None:
+    raise FileNotFoundError(stage)
+
+
 @pytest.fixture
 def fit(mvtec_root: Path, tmp_path: Path) -> Fit:
-    def run(*callbacks: Callback) -> Path:
+    def run(*callbacks: Callback, breaks: bool = False) -> Path:
         steps = [Resize((64, 64), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)]
         options = {"backbone": "test_resnet", "pre_trained": False, "student_width": 8, "audit": False}
         model = Cdd(**options, pre_processor=PreProcessor(Compose(steps)), visualizer=False)
@@ -41,6 +45,8 @@ def fit(mvtec_root: Path, tmp_path: Path) -> Fit:
             callbacks=list(callbacks),
             default_root_dir=tmp_path,
         )
+        if breaks:
+            data.prepare_data = data.setup = broken  # type: ignore[method-assign]
         engine.fit(model, datamodule=data)
         return Path(engine.trainer.default_root_dir)
 
@@ -56,6 +62,9 @@ def test_latest_leads_to_the_last_run_that_can_be_loaded(fit: Fit, tmp_path: Pat
     with pytest.raises(InterruptedError):
         fit(Stop())
     assert len(list(latest.parent.glob("v*"))) == 2
+    assert latest.resolve() == first.resolve()
+    with pytest.raises(FileNotFoundError):
+        fit(breaks=True)
     assert latest.resolve() == first.resolve()
     third = fit()
     assert third != first
