@@ -75,8 +75,8 @@ def test_audit(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [name.strip("`/") for row in re.findall(r"^\| (`[^|]*`) \|", read("docs/audit.md"), flags=re.MULTILINE)
              for name in row.split(", ")]  # fmt: skip
     assert len(files) == 6
-    assert [name for name in files if not Path("results/audit", name).exists()] == []
-    scores = pd.read_csv("results/audit/training_scores.csv")
+    assert [name for name in files if not Path("results/audit/parts", name).exists()] == []
+    scores = pd.read_csv("results/audit/parts/training_scores.csv")
     assert set(scores["image_path"].head(2)) == {"bad_0.png", "bad_9.png"}
 
     data = FolderNoisy(
@@ -87,11 +87,11 @@ def test_audit(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.fit(Patchcore(**SMALL, coreset_sampling_ratio=0.01), datamodule=data)
     shutil.copy(next(Path("results").rglob("model.ckpt")), "model.ckpt")
     type_in(by_model)
-    assert set(pd.read_csv("results/audit/training_scores.csv")["scored_by"]) == {"Patchcore"}
+    assert set(pd.read_csv("results/audit/parts/training_scores.csv")["scored_by"]) == {"Patchcore"}
 
     small = json.dumps({"class_path": "Padim", "init_args": {**SMALL, "n_features": 4}})
     type_in(by_parts.replace("Padim", f"'{small}'"))
-    assert len(list(Path("results/audit/cross_domain").iterdir())) == 3
+    assert len(list(Path("results/audit/parts/cross_domain").iterdir())) == 3
 
     [configuration] = blocks("docs/audit.md", "yaml")
     Path("audit.yaml").write_text(configuration)
@@ -100,7 +100,7 @@ def test_audit(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(config.model) == {"class_path", "init_args", "trainer"}
     assert set(config.model["init_args"]) <= set(arguments_of(model_class(config.model["class_path"])))
 
-    Path("results/audit/review.json").write_text(json.dumps({"images": {"bad_0.png": "bad", "000.png": "good"}}))
+    Path("results/audit/parts/review.json").write_text(json.dumps({"images": {"bad_0.png": "bad", "000.png": "good"}}))
     without, in_fiftyone = blocks("docs/audit.md", "python")
     names: dict[str, Any] = {}
     run(without, names)

@@ -98,7 +98,6 @@ const state = {
   flag: "",
   query: "",
   order: "descending",
-  elsewhere: {}, // verdicts of images that are not on this page: they are saved with the others
   view: [], // indices of the cards shown, in their order; replaced, never changed
   active: 0, // place in the view of the card that the keyboard is at
 };
@@ -364,69 +363,128 @@ function setCut(cut) {
   else markCards();
 }
 
-/* ---- review: kept as a draft in this browser until it is saved as a file ---- */
+/* ---- review: the page's own, and what was said in this browser, kept as a draft; the newer word on an image holds ---- */
 
-const DRAFT = `anomalib-cdd review ${location.pathname} ${data.id}`;
+const DRAFT = `anomalib-cdd review ${location.pathname} ${data.root}`;
 const placeOf = new Map(images.map((image, index) => [image.name, index]));
 const isVerdict = (value) => value === "good" || value === "bad";
 const say = (text) => { byId("message").textContent = text; };
+const written = new Map(Object.entries(data.review)); // verdicts by name, some of images that are not on this page
+const writtenAt = Date.parse(data.reviewedAt) || 0;
+const said = new Map(); // [verdict, milliseconds] by name, "" where one was taken back
+let savedAt = 0; // when the review was last offered as a file: that it lies anywhere is not known
 let draftTimer = 0;
 
-const reviewed = () =>
-  Object.fromEntries(indices.filter((index) => state.verdicts[index]).map((index) => [images[index].name, state.verdicts[index]]));
+const holds = ([name, [, when]]) => !written.has(name) || when > writtenAt;
+const now = () => Math.max(Date.now(), writtenAt + 1); // the clock of who wrote the page may be ahead
+
+/* Verdicts by name, also of images that are not on this page: they are saved with the others. */
+function reviewed() {
+  const review = new Map(written);
+  for (const [name, [verdict]] of [...said].filter(holds)) {
+    if (verdict) review.set(name, verdict);
+    else review.delete(name);
+  }
+  return review;
+}
+
+function showReviewed() {
+  const review = reviewed();
+  images.forEach((image, index) => { state.verdicts[index] = review.get(image.name) ?? ""; });
+}
+
+const isSaid = (statement) =>
+  Array.isArray(statement) && (statement[0] === "" || isVerdict(statement[0])) && Number.isFinite(statement[1]);
+
+/* Take what a draft says, of this page or of the same one in another tab. */
+function takeDraft(text) {
+  try {
+    const draft = JSON.parse(text);
+    for (const [name, statement] of Object.entries(draft.images)) {
+      if (isSaid(statement) && !(said.get(name)?.[1] >= statement[1])) said.set(name, statement);
+    }
+    savedAt = Math.max(savedAt, Number(draft.savedAt) || 0);
+  } catch { /* there is none */ }
+}
 
 /* Some browsers keep nothing for pages opened from disk, or little: the review then lives as long as the page. */
 function keepDraft() {
   clearTimeout(draftTimer);
-  draftTimer = setTimeout(() => {
-    try {
-      localStorage.setItem(DRAFT, JSON.stringify({ ...state.elsewhere, ...reviewed() }));
-    } catch {
-      say("This browser keeps no draft: save the review before you close the page.");
-    }
-  }, 200);
+  draftTimer = setTimeout(writeDraft, 200);
 }
 
-function dropDraft() {
-  clearTimeout(draftTimer);
+function writeDraft() {
+  draftTimer = 0;
   try {
-    localStorage.removeItem(DRAFT);
-  } catch { /* there is none */ }
-}
-
-function readDraft() {
-  try {
-    return JSON.parse(localStorage.getItem(DRAFT));
+    takeDraft(localStorage.getItem(DRAFT)); // what another tab has said meanwhile
+    localStorage.setItem(DRAFT, JSON.stringify({ images: Object.fromEntries(said), savedAt }));
   } catch {
-    return null;
+    say("This browser keeps no draft: save the review before you close the page.");
   }
 }
+
+addEventListener("pagehide", () => {
+  clearTimeout(draftTimer);
+  if (draftTimer) writeDraft();
+});
+
+/* A draft that says what the page's own review says has done its work. */
+function readDraft() {
+  try {
+    takeDraft(localStorage.getItem(DRAFT));
+    const differing = [...said].filter(([name, [verdict]]) => verdict !== (written.get(name) ?? ""));
+    const standing = differing.filter(holds);
+    if (!standing.length) {
+      localStorage.removeItem(DRAFT);
+      said.clear();
+    }
+    const unsaved = standing.filter(([, [, when]]) => when > savedAt).length;
+    const older = differing.length - standing.length;
+    if (unsaved) say(`${unsaved} images reviewed in this browser, not saved yet.`);
+    else if (standing.length) say("The review was saved from this browser: put review.json beside this page.");
+    else if (older) say(`review.json says otherwise of ${older} images reviewed earlier in this browser, and holds.`);
+  } catch { /* this browser keeps none */ }
+}
+
+addEventListener("storage", (event) => {
+  if (event.key !== DRAFT) return;
+  takeDraft(event.newValue);
+  showReviewed();
+  refreshReview();
+});
 
 /* Take verdicts by name; return how many of them are of images on this page. */
 function takeReview(verdicts) {
-  let count = 0;
-  for (const [name, verdict] of Object.entries(verdicts).filter((entry) => isVerdict(entry[1]))) {
-    if (placeOf.has(name)) {
-      state.verdicts[placeOf.get(name)] = verdict;
-      count += 1;
-    } else {
-      state.elsewhere[name] = verdict;
-    }
-  }
-  return count;
+  const taken = Object.entries(verdicts).filter((entry) => isVerdict(entry[1]));
+  for (const [name, verdict] of taken) said.set(name, [verdict, now()]);
+  showReviewed();
+  return taken.filter(([name]) => placeOf.has(name)).length;
 }
 
 function refreshReview() {
   const count = (verdict) => state.verdicts.filter((value) => value === verdict).length;
   byId("counts").value = `${count("bad")} bad, ${count("good")} good, ${count("")} unseen`;
   byId("download").disabled = !state.verdicts.includes("bad");
-  byId("save").disabled = byId("clear").disabled = state.verdicts.every((verdict) => !verdict);
+  byId("clear").disabled = !reviewed().size;
+  byId("save").disabled = !written.size && !said.size; // a review that was cleared is saved as well
   if (["unseen", "good", "bad"].includes(state.filter)) refreshView();
   else markCards();
 }
 
 function judge(members, verdict) {
-  for (const index of members) state.verdicts[index] = verdict;
+  for (const index of members) {
+    state.verdicts[index] = verdict;
+    said.set(images[index].name, [verdict, now()]);
+  }
+  say("");
+  keepDraft();
+  refreshReview();
+}
+
+/* Of all images, also those that are not on this page. */
+function clearReview() {
+  for (const name of reviewed().keys()) said.set(name, ["", now()]);
+  showReviewed();
   say("");
   keepDraft();
   refreshReview();
@@ -442,8 +500,9 @@ function toggleVerdict(index, verdict) {
 async function loadReview(file) {
   if (!file) return;
   try {
-    const { images: verdicts } = JSON.parse(await file.text());
+    const { images: verdicts, root } = JSON.parse(await file.text());
     const total = Object.keys(verdicts).length;
+    if (root && data.root && root !== data.root && !confirm(`${file.name} is a review of ${root}, this page is of ${data.root}. Take it all the same?`)) return;
     const taken = takeReview(verdicts);
     keepDraft();
     refreshReview();
@@ -461,9 +520,10 @@ function offer(name, type, text) {
 }
 
 function saveReview() {
-  const review = { ...state.elsewhere, ...reviewed() };
-  offer("review.json", "application/json", `${JSON.stringify({ images: review }, null, 1)}\n`);
-  dropDraft();
+  savedAt = now();
+  const review = { root: data.root || undefined, saved: new Date(savedAt).toISOString(), images: Object.fromEntries(reviewed()) };
+  offer("review.json", "application/json", `${JSON.stringify(review, null, 1)}\n`);
+  keepDraft(); // whether the file was kept, and where, no page is told
   say("Put review.json beside this page: the next audit into this folder brings it back.");
 }
 
@@ -570,7 +630,7 @@ byId("mark-above").addEventListener("click", () => {
   judge([...above].filter((index) => !state.verdicts[index]), "bad");
 });
 byId("clear").addEventListener("click", () => {
-  if (confirm("Forget the review of all images?")) judge(indices, "");
+  if (confirm("Forget the review of all images?")) clearReview();
 });
 byId("save").addEventListener("click", saveReview);
 byId("download").addEventListener("click", downloadExcludeList);
@@ -685,12 +745,8 @@ byId("grouped-switch").hidden = !groups.length;
 byId("legend").hidden = !isTruthKnown;
 slider.min = range.low;
 slider.max = range.high;
-takeReview(data.review);
-const draft = readDraft();
-if (draft !== null) {
-  state.verdicts.fill("");
-  say(`${takeReview(draft)} images reviewed in this browser, not saved yet.`);
-}
+readDraft();
+showReviewed();
 offerFlags();
 drawHistogram();
 refreshView();

@@ -7,10 +7,11 @@ of more, data and pictures lie in a folder beside it, and only what is on the sc
 are ``page.html.j2``, ``page.css`` and ``page.js``.
 """
 
-import hashlib
+import html
 import json
 import math
 import os
+import re
 import shutil
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from anomalib_cdd.training.files import write_text
 TEMPLATE = "page.html.j2"
 THUMBNAILS = "thumbnails"
 DATA_FILE = "data.js"
+ROOT_NAME = "anomalib-cdd-audit-of"
+HEAD = 20_000  # characters of a page, in which its root stands: paths have 4096 bytes at most
 EMBEDDED = 1000
 PICTURES_A_FILE = 32
 # first bytes of an image file: a browser must know the format
@@ -73,6 +76,15 @@ def check_place(path: Path, count: int) -> None:
         raise FileExistsError(msg)
 
 
+def audited_root(path: Path) -> Path | None:
+    """Return the folder that a page is of; ``None`` where there is no page or it does not say."""
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        found = re.search(f'<meta name="{ROOT_NAME}" content="([^"]+)">', file.read(HEAD))
+    return Path(html.unescape(found[1])).resolve() if found else None
+
+
 def write_page(
     path: Path,
     images: Sequence[AuditImage],
@@ -81,7 +93,9 @@ def write_page(
     cut: float | None = None,
     notes: Sequence[str] = (),
     groups: Sequence[Sequence[int]] = (),
+    root: str = "",
     review: Mapping[str, str] | None = None,
+    reviewed_at: str = "",
     curve_name: str = "",
 ) -> None:
     """Write the page, whole or not at all: a reader never sees half of it.
@@ -93,7 +107,9 @@ def write_page(
         cut: Score above which images are marked when the page opens. ``None`` marks none.
         notes: Lines below the heading.
         groups: Near-duplicates, as places in ``images``: disjoint, of two or more.
+        root: The folder that was audited: reviews say so, and drafts in a browser are kept by it.
         review: ``good`` or ``bad`` by name, to begin with.
+        reviewed_at: When that was said, in ISO 8601: what a draft in the browser says later goes before it.
         curve_name: What the curves show.
 
     Raises:
@@ -111,13 +127,13 @@ def write_page(
     order = sorted(range(len(images)), key=lambda place: images[place].score, reverse=True)
     rank = {place: index for index, place in enumerate(order)}
     ranked = [images[place] for place in order]
-    names = "\n".join(sorted(image.name for image in images))  # whatever their ranking: a review is by name
     data: dict[str, Any] = {
-        "id": hashlib.sha256(names.encode(errors="replace")).hexdigest()[:12],
+        "root": root,
         "images": [_entry(image) for image in ranked],
         "groups": [sorted(rank[place] for place in group) for group in groups],
         "cut": None if cut is None else float(cut),
         "review": dict(review or {}),
+        "reviewedAt": reviewed_at,
         "curveName": curve_name,
         "hasHeatMaps": any(image.heat_map is not None for image in images),
         "picturesAFile": PICTURES_A_FILE if len(ranked) > EMBEDDED else 0,
@@ -125,23 +141,25 @@ def write_page(
     folder = path.parent / THUMBNAILS
     if len(ranked) > EMBEDDED:
         _write_beside(folder, ranked, data)
-        write_text(path, _render(title, notes, data_file=f"{THUMBNAILS}/{DATA_FILE}", data={}))
+        write_text(path, _render(title, notes, root, data_file=f"{THUMBNAILS}/{DATA_FILE}", data={}))
     else:
         for image, entry in zip(ranked, data["images"], strict=True):
             entry["pictures"] = _pictures(image)
-        write_text(path, _render(title, notes, data_file="", data=data))
+        write_text(path, _render(title, notes, root, data_file="", data=data))
         if (folder / DATA_FILE).exists():  # of an earlier, larger set
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _render(title: str, notes: Sequence[str], *, data_file: str, data: Mapping[str, Any]) -> str:
+def _render(title: str, notes: Sequence[str], root: str, *, data_file: str, data: Mapping[str, Any]) -> str:
     # here and not above: every import of the package would pay for it
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template(TEMPLATE).render(title=title, notes=notes, data_file=data_file, data=data)
+    return environment.get_template(TEMPLATE).render(
+        title=title, notes=notes, root_name=ROOT_NAME, root=root, data_file=data_file, data=data
+    )
 
 
 def _write_beside(folder: Path, ranked: Sequence[AuditImage], data: dict[str, Any]) -> None:

@@ -9,14 +9,16 @@ that a person has put there is read and shown, and never written.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from anomalib.models import AnomalibModule
 from numpy.typing import NDArray
 
-from anomalib_cdd.data.manifest import read_review
+from anomalib_cdd.data.manifest import Review, read_review
 from anomalib_cdd.data.noise import relative_names
 from anomalib_cdd.thresholds.estimators import label_free_pixel_threshold, label_free_threshold
 from anomalib_cdd.training.files import written_whole
@@ -45,6 +47,13 @@ class Shown:
     images: TrainingImages
     pictures: list[Picture]
     unreadable: dict[str, str]
+
+
+class Written(NamedTuple):
+    """The page, and of how many of its images ``review.json`` brought a verdict."""
+
+    page: Path
+    reviewed: int
 
 
 def open_images(images: TrainingImages, *, progress: bool = True) -> Shown:
@@ -96,23 +105,21 @@ def write_audit(
     """
     shown = open_images(images, progress=progress)
     scored = score_by_model(model, shown.images, trained_on=True, progress=progress, device=model.device)
-    return write_results(shown, scored, folder, root=root, title="Training images, the most suspicious first")
+    return write_results(shown, scored, folder, root=root, title="Training images, the most suspicious first").page
 
 
 def write_results(
     shown: Shown, scored: ScoredImages, folder: str | Path, *, root: str | Path | None = None, title: str
-) -> Path:
+) -> Written:
     """Write ``training_scores.csv``, ``index.html``, ``coco.json``, ``label_studio.json`` and ``fiftyone/``.
 
     Args:
         shown: The images and what their files show.
         scored: Their scores, in the same order.
-        folder: Where the files go. A ``review.json`` there is shown on the page and in the lists.
+        folder: Where the files go. A ``review.json`` there is shown on the page and in the lists, unless it names
+            another root.
         root: Folder that image paths are written relative to; their common folder if there is none.
         title: Heading of the page.
-
-    Returns:
-        Path of the page.
 
     Raises:
         ValueError: If a score is not finite, or the review cannot be read.
@@ -120,8 +127,8 @@ def write_results(
     """
     folder = Path(folder)
     check_place(folder / PAGE, len(scored.scores))
-    review = read_review(folder / REVIEW) if (folder / REVIEW).exists() else {}
-    _, name_of = relative_names([*scored.image_paths, *shown.unreadable], root)
+    base, name_of = relative_names([*scored.image_paths, *shown.unreadable], root)
+    (review, _, reviewed_at), foreign = _review_of(folder, base)
     names = [name_of[path] for path in scored.image_paths]
     cut = label_free_threshold(scored.scores, CUT_FALSE_ALARMS)
     table = _table(shown, scored, names, review)
@@ -153,12 +160,32 @@ def write_results(
         audited,
         title=title,
         cut=cut,
-        notes=_notes(scored, review, names, [name_of[path] for path in shown.unreadable]),
+        notes=[*_notes(scored, review, names, [name_of[path] for path in shown.unreadable]), *foreign],
         groups=scored.duplicates,
+        root=str(base.resolve()),
         review=review,
+        reviewed_at=reviewed_at or "",
         curve_name=curve_name,
     )
-    return folder / PAGE
+    return Written(folder / PAGE, int((table["review"] != "").sum()))
+
+
+def _review_of(folder: Path, base: Path) -> tuple[Review, list[str]]:
+    """Return the review that lies in a folder, and a note in place of one of another root."""
+    path = folder / REVIEW
+    if not path.exists():
+        return Review({}), []
+    review = read_review(path)
+    if review.saved is None:  # a file of before, or written by hand
+        review = review._replace(saved=datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat())
+    if review.root is None or Path(review.root).resolve() == base.resolve():
+        return review, []
+    note = (
+        f"{path} is a review of {review.root} and is not applied to {base.resolve()}. "
+        f'If that folder was moved here, delete the line "root" of the file.'
+    )
+    logger.warning(note)
+    return Review({}), [note]
 
 
 def _table(shown: Shown, scored: ScoredImages, names: list[str], review: dict[str, str]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 """``anomalib-cdd audit``: any folder of images, ranked without a model, by a checkpoint or by cross-domain training."""
 
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from anomalib_cdd.audit.callback import FOLDER
 from anomalib_cdd.audit.duplicates import find_duplicates
-from anomalib_cdd.audit.page import check_place
+from anomalib_cdd.audit.page import audited_root, check_place
 from anomalib_cdd.audit.results import PAGE, REVIEW, Shown, open_images, write_results
 from anomalib_cdd.audit.scores import (
     ScoredImages,
@@ -32,7 +33,10 @@ from anomalib_cdd.teachers.backbones import PYPI_TEACHER
 from anomalib_cdd.training.images import TrainingImages
 
 DOMAINS = 3
+logger = logging.getLogger(__name__)
+
 PARTS = "cross_domain"
+RESULTS = Path("results") / FOLDER
 DESCRIPTION = f"""
 Rank the images of a folder from most to least suspicious, on a page to look through and to mark. Without a model
 nothing is trained: an image is suspicious where it shows what the others do not. With --ckpt_path a trained model
@@ -60,7 +64,9 @@ def get_parser() -> ArgumentParser:
         "--backbone", type=str, default=PYPI_TEACHER, help="timm name of the network that sees without a model."
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("results") / FOLDER, help="Folder of the results; its review.json is kept."
+        "--output",
+        type=Path,
+        help=f"Folder of the results (default: {RESULTS} and the name of the folder); its review.json is kept.",
     )
     parser.add_argument("--batch_size", type=int, default=16, help="Images a batch.")
     return parser
@@ -78,7 +84,11 @@ def run(config: Namespace) -> Path:
     Raises:
         ConfigError: If the checkpoint, the model, the folder or an image cannot be used.
     """
+    is_named = config.output is not None
+    if not is_named:
+        config.output = RESULTS / config.data.resolve().name
     _check(config)
+    _check_other(config, is_named)
     try:
         datamodule = _folder(config.data, config.batch_size)
         shown = open_images(TrainingImages(datamodule.train_data, None, config.batch_size))
@@ -86,7 +96,7 @@ def run(config: Namespace) -> Path:
         _check_output(config.output, len(shown.images.dataset))
         scored = _score(config, shown, datamodule)
         title = f"Images of {config.data.resolve().name}, the most suspicious first"
-        page = write_results(shown, scored, config.output, root=config.data, title=title)
+        page, reviewed = write_results(shown, scored, config.output, root=config.data, title=title)
     except ConfigError:
         raise
     except (ValueError, OSError, RuntimeError) as error:  # torch's own, and a teacher without weights
@@ -97,6 +107,8 @@ def run(config: Namespace) -> Path:
         sys.exit(130)
     left_out = f" ({len(shown.unreadable)} more cannot be read)" if shown.unreadable else ""
     print(f"{len(scored.scores)} images{left_out}, the most suspicious first: {page.resolve()}")
+    if (config.output / REVIEW).exists():
+        print(f"{reviewed} verdicts were taken over from {config.output / REVIEW}")
     return page
 
 
@@ -124,6 +136,17 @@ def _check(config: Namespace) -> None:
             read_review(config.output / REVIEW)
         except ValueError as error:
             raise ConfigError(_one_line(error)) from error
+
+
+def _check_other(config: Namespace, is_named: bool) -> None:
+    """Let the audit of another folder of the same name be replaced only where the person has named its place."""
+    other = audited_root(config.output / PAGE)
+    if other is None or other == config.data.resolve():
+        return
+    if not is_named:
+        msg = f"{config.output} has the audit of {other}: name another folder by --output, or this one to replace it."
+        raise ConfigError(msg)
+    logger.warning("The audit of %s in %s will be replaced", other, config.output)
 
 
 def _check_output(folder: Path, count: int) -> None:

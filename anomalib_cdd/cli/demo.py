@@ -134,7 +134,7 @@ def _show_folder(data: Entry, folder: Path) -> None:
     shown = open_images(TrainingImages(datamodule.train_data, None, datamodule.eval_batch_size))
     scored = score_by_recurrence(shown.images, backbone=cleaning.backbone)
     title = "Training images, the most suspicious first"
-    page = write_results(shown, scored, folder, root=data_root(datamodule), title=title)
+    page = write_results(shown, scored, folder, root=data_root(datamodule), title=title).page
     ranked = pd.read_csv(folder / SCORES)
     print(f"{len(ranked)} images in {time.perf_counter() - start:.0f} s, the most suspicious:")
     for row in ranked.head(SUSPICIOUS).itertuples():

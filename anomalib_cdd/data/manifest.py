@@ -14,7 +14,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -136,7 +136,7 @@ def read_exclude_list(path: str | Path) -> set[str]:
         msg = f"exclude list {path} does not exist"
         raise FileNotFoundError(msg)
     if path.suffix == ".json":
-        return {name for name, verdict in read_review(path).items() if verdict == "bad"}
+        return {name for name, verdict in read_review(path).images.items() if verdict == "bad"}
     header, *rows = _read_rows(path, "exclude list") or [[]]
     if EXCLUDE_COLUMN not in header:
         _refuse(path, f"its first line has no column '{EXCLUDE_COLUMN}': '{','.join(header)[:80]}'", "exclude list")
@@ -147,14 +147,26 @@ def read_exclude_list(path: str | Path) -> set[str]:
     return {row[place] for row in rows}
 
 
-def read_review(path: str | Path) -> dict[str, str]:
+class Review(NamedTuple):
+    """What a person said of images on the audit page.
+
+    Attributes:
+        images: ``good`` or ``bad`` by relative path; an image that nobody has looked at is not in it.
+        root: The folder that was audited; ``None`` in files of before it was written.
+        saved: When, in ISO 8601; ``None`` likewise.
+    """
+
+    images: dict[str, str]
+    root: str | None = None
+    saved: str | None = None
+
+
+def read_review(path: str | Path) -> Review:
     """Read what a person said of images on the audit page.
 
     Args:
-        path: JSON file, ``{"images": {"good/001.png": "bad", ...}}``.
-
-    Returns:
-        ``good`` or ``bad`` by relative path; an image that nobody has looked at is not in it.
+        path: JSON file, ``{"root": "/parts", "saved": "2026-11-28T12:00:00Z", "images": {"001.png": "bad", ...}}``; it
+            may lack the first two.
 
     Raises:
         ValueError: If the file is not such a file; the message names it and the problem.
@@ -171,7 +183,10 @@ def read_review(path: str | Path) -> dict[str, str]:
     for name, verdict in images.items():
         if verdict not in VERDICTS:
             _refuse(path, f"'{name}' is {verdict!r}, it has to be one of {', '.join(VERDICTS)}", "review")
-    return images
+    for key in ("root", "saved"):
+        if not isinstance(content.get(key), str | None):
+            _refuse(path, f"its {key} is {content[key]!r}, it has to be a text", "review")
+    return Review(images, content.get("root"), content.get("saved"))
 
 
 def check_exclude_list(path: str | Path, excluded: set[str], known: Iterable[str], root: Path) -> None:

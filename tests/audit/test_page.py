@@ -94,7 +94,7 @@ def saved(page: Page, path: Path) -> dict[str, str]:
         page.get_by_role("button", name="Save review").click()
     assert event.value.suggested_filename == "review.json"
     event.value.save_as(path)
-    return read_review(path)
+    return read_review(path).images
 
 
 def mark(page: Page, verdict: str, name: str) -> None:
@@ -458,9 +458,17 @@ def test_a_review_survives_as_a_file_and_as_a_draft(open_page: OpenPage, tmp_pat
     file = tmp_path / "saved" / "review.json"
     assert saved(page, file) == {order[0]: "bad", order[1]: "good"}
     assert read_exclude_list(file) == {order[0]}  # what `exclude` takes
+    # nobody has said that the file was kept: its download may have been cancelled
     page.reload()
-    assert counts(page) == "0 bad, 0 good, 12 unseen"
+    assert counts(page) == "1 bad, 1 good, 10 unseen"
+    assert "was saved from this browser" in page.locator("#message").text_content()
+    mark(page, "Bad", order[2])
+    page.wait_for_timeout(400)
+    page.reload()
+    assert page.locator("#message").text_content() == "1 images reviewed in this browser, not saved yet."
+    assert saved(page, tmp_path / "second.json") == {order[0]: "bad", order[1]: "good", order[2]: "bad"}
     # by the file picker
+    page = open_page(images)
     page.locator("#load-file").set_input_files(file)
     wait_for_message(page, "review.json: 2 images")
     assert counts(page) == "1 bad, 1 good, 10 unseen"
@@ -472,6 +480,104 @@ def test_a_review_survives_as_a_file_and_as_a_draft(open_page: OpenPage, tmp_pat
     page.wait_for_timeout(400)
     page.reload()
     assert saved(page, file) == {"gone.png": "bad", order[0]: "bad", order[1]: "good", order[2]: "good"}
+
+
+def test_a_draft_goes_when_the_page_has_its_review(open_page: OpenPage, tmp_path: Path) -> None:
+    images = make_images()
+    page = open_page(images)
+    order = names(page)
+    mark(page, "Bad", order[0])
+    saved(page, tmp_path / "review.json")
+    page.wait_for_timeout(400)
+    review = read_review(tmp_path / "review.json")
+    write_page(
+        tmp_path / "index.html", images, title="Tiles", review=review.images, reviewed_at=str(review.saved)
+    )  # fmt: skip
+    page.reload()
+    assert counts(page) == "1 bad, 0 good, 11 unseen"
+    assert page.locator("#message").text_content() == ""
+    assert page.evaluate("localStorage.length") == 0
+    # what is marked from here on is kept again
+    mark(page, "Good", order[0])
+    page.wait_for_timeout(400)
+    page.reload()
+    assert counts(page) == "0 bad, 1 good, 11 unseen"
+
+
+def test_a_draft_and_a_review_are_joined_and_the_newer_word_holds(open_page: OpenPage, tmp_path: Path) -> None:
+    images = make_images()
+    page = open_page(images)
+    order = names(page)
+    for verdict, name in zip(("Bad", "Bad", "Good"), order, strict=False):
+        mark(page, verdict, name)
+    page.wait_for_timeout(400)
+    review = {order[1]: "good", order[3]: "bad"}
+    for reviewed_at, counted in (("2000-01-01T00:00:00Z", "3 bad, 1 good"), ("2100-01-01T00:00:00Z", "2 bad, 2 good")):
+        write_page(tmp_path / "index.html", images, title="Tiles", review=review, reviewed_at=reviewed_at)
+        page.reload()
+        assert counts(page).startswith(counted)
+    assert page.locator("#message").text_content() == "2 images reviewed in this browser, not saved yet."
+    # a clock that is behind that of the file
+    mark(page, "Bad", order[1])
+    page.wait_for_timeout(400)
+    page.reload()
+    assert saved(page, tmp_path / "review.json") == {
+        order[0]: "bad", order[1]: "bad", order[2]: "good", order[3]: "bad"
+    }  # fmt: skip
+
+
+def test_a_draft_is_of_a_folder_whatever_images_come_and_go(open_page: OpenPage, tmp_path: Path) -> None:
+    images = make_images()
+    page = open_page(images, content={"root": "/data/a"})
+    first, second, *_ = names(page)
+    mark(page, "Bad", first)
+    mark(page, "Bad", second)
+    page.wait_for_timeout(400)
+    others = [image for image in images if image.name != second] + named(["new.png"])
+    write_page(tmp_path / "index.html", others, title="Tiles", root="/data/a")
+    page.reload()
+    assert counts(page) == "1 bad, 0 good, 11 unseen"
+    assert saved(page, tmp_path / "review.json") == {first: "bad", second: "bad"}
+    assert read_review(tmp_path / "review.json").root == "/data/a"
+    # images of another folder have the same names
+    write_page(tmp_path / "index.html", images, title="Tiles", root="/data/b")
+    page.reload()
+    assert counts(page) == "0 bad, 0 good, 12 unseen"
+    questions = []
+    page.once("dialog", lambda dialog: (questions.append(dialog.message), dialog.dismiss()))
+    page.locator("#load-file").set_input_files(tmp_path / "review.json")
+    page.wait_for_timeout(400)
+    assert "is a review of /data/a, this page is of /data/b" in questions[0]
+    assert counts(page) == "0 bad, 0 good, 12 unseen"
+
+
+def test_two_tabs_of_a_page_keep_the_marks_of_both(open_page: OpenPage) -> None:
+    page = open_page(make_images())
+    order = names(page)
+    with page.expect_popup() as opened:
+        page.evaluate("void open(location.href)")
+    other = opened.value
+    mark(page, "Bad", order[0])
+    mark(other, "Good", order[1])
+    other.locator("#counts").filter(has_text="1 bad, 1 good").wait_for()
+    page.locator("#counts").filter(has_text="1 bad, 1 good").wait_for()
+    page.wait_for_timeout(400)
+    page.reload()
+    assert counts(page) == "1 bad, 1 good, 10 unseen"
+    other.close()
+
+
+def test_a_cleared_review_is_saved_without_any_verdict(open_page: OpenPage, tmp_path: Path) -> None:
+    images = make_images()
+    page = open_page(images, content={"review": {images[0].name: "bad", "gone.png": "bad"}})
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Clear").click()
+    assert counts(page) == "0 bad, 0 good, 12 unseen"
+    assert saved(page, tmp_path / "review.json") == {}
+    page.wait_for_timeout(400)
+    page.reload()
+    assert counts(page) == "0 bad, 0 good, 12 unseen"
+    assert read_exclude_list(tmp_path / "review.json") == set()
 
 
 def test_a_draft_outlives_another_ranking(open_page: OpenPage, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``audit`` of a folder: without a model, by a checkpoint, by cross-domain training; and what it says of bad input."""
 
+import html
 import json
 import re
 import shlex
@@ -22,6 +23,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_cdd import Cdd, FolderNoisy
 from anomalib_cdd.__main__ import main
 from anomalib_cdd.audit import scores as audit_scores
+from anomalib_cdd.cli import audit as audit_command
 from anomalib_cdd.cli.audit import get_parser, model_class
 from anomalib_cdd.evaluation.predictions import score_dataset
 
@@ -231,6 +233,42 @@ def test_a_review_beside_the_page_is_shown_by_the_next_audit(
     assert json.loads((tmp_path / "out" / "review.json").read_text(encoding="utf-8")) == review
 
 
+def test_a_review_of_another_folder_is_not_applied(
+    trained: Callable[[str], Trained],
+    folder_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+    capsys: Any,
+) -> None:
+    for place in ("a", "b"):
+        shutil.copytree(folder_root / "good", tmp_path / place / "good")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(audit_command, "find_duplicates", lambda *args: [])
+    output = Path("results/audit/good")
+    options = ["--model", "Padim", "--ckpt_path", str(trained("Padim")[0]), "--batch_size", "4"]
+    main(["audit", "--data", "a/good", *options])
+    review = {"root": str(tmp_path / "a" / "good"), "images": {"003.png": "bad", "gone.png": "bad"}}
+    (output / "review.json").write_text(json.dumps(review), encoding="utf-8")
+    main(["audit", "--data", "a/../a/good", *options])  # the same folder again
+    assert f"1 verdicts were taken over from {output / 'review.json'}" in capsys.readouterr().out
+    # another folder of the same name takes its place only when it is told to
+    before = page_of(output)
+    message = f"{output} has the audit of {tmp_path / 'a' / 'good'}: name another folder by --output, or this one"
+    assert message in refusal("--data", "b/good", *options)
+    assert page_of(output) == before
+    scores = audit(tmp_path / "b" / "good", output, *options)
+    assert set(scores["review"]) == {""}
+    for text in (caplog.text, html.unescape(page_of(output))):
+        assert f"is a review of {tmp_path / 'a' / 'good'} and is not applied to {tmp_path / 'b' / 'good'}" in text
+    assert f"The audit of {tmp_path / 'a' / 'good'} in {output} will be replaced" in caplog.text
+    assert "0 verdicts were taken over" in capsys.readouterr().out
+    # a folder that was moved, and files of before
+    (output / "review.json").write_text(json.dumps({"images": review["images"]}), encoding="utf-8")
+    scores = audit(tmp_path / "b" / "good", output, *options)
+    assert scores.loc[scores["review"] == "bad", "image_path"].tolist() == ["003.png"]
+
+
 def test_ctrl_c_leaves_what_was_there(
     trained: Callable[[str], Trained], folder_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -330,7 +368,7 @@ def test_the_documentation_is_what_the_command_takes(
     assert get_parser().parse_args(["--config", str(tmp_path / "audit.yaml")]).model["class_path"] == "Stfpm"
     [example] = re.findall(r"```python\n(from anomalib_cdd.*?)```", text, re.DOTALL)
     (tmp_path / "review.json").write_text('{"images": {"003.png": "bad"}}', encoding="utf-8")
-    example = example.replace('"parts",', f'"{folder_root / "good"}",').replace("results/audit", str(tmp_path))
+    example = example.replace('"parts",', f'"{folder_root / "good"}",').replace("results/audit/parts", str(tmp_path))
     named: dict[str, Any] = {}
     exec(example, named)  # noqa: S102
     named["data"].setup()

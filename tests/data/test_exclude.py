@@ -86,11 +86,14 @@ def test_the_review_of_the_audit_page_is_taken_too(folder_root: Path, tmp_path: 
     path = tmp_path / "review.json"
     path.write_text('{"images": {"good/000.png": "bad", "good/001.png": "good", "good/002.png": "bad"}}')
     assert read_exclude_list(path) == {"good/000.png", "good/002.png"}
+    path.write_text('{"root": "/parts", "saved": "2026-11-28T12:00:00Z", "images": {"good/000.png": "bad"}}')
+    assert read_exclude_list(path) == {"good/000.png"}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('{"root": 1, "images": {}}', "its root is 1, it has to be a text"),
         ("no JSON", "cannot be read as JSON"),
         ("[]", 'has no "images"'),
         ('{"images": ["a.png"]}', 'has no "images"'),
