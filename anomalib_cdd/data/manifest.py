@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -19,10 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+logger = logging.getLogger(__name__)
+
 COLUMNS = ["image_path", "is_noise"]
 EXCLUDE_COLUMN = COLUMNS[0]
 # what a person says of an image on the audit page
 VERDICTS = ("good", "bad")
+REVIEW_SUFFIX = ".json"
 FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
@@ -135,7 +139,7 @@ def read_exclude_list(path: str | Path) -> set[str]:
     if not path.exists():
         msg = f"exclude list {path} does not exist"
         raise FileNotFoundError(msg)
-    if path.suffix == ".json":
+    if path.suffix.lower() == REVIEW_SUFFIX:
         return {name for name, verdict in read_review(path).images.items() if verdict == "bad"}
     header, *rows = _read_rows(path, "exclude list") or [[]]
     if EXCLUDE_COLUMN not in header:
@@ -173,7 +177,7 @@ def read_review(path: str | Path) -> Review:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         msg = f"review {path}: it cannot be read as JSON ({error})"
         raise ValueError(msg) from error
@@ -199,13 +203,16 @@ def check_exclude_list(path: str | Path, excluded: set[str], known: Iterable[str
         root: Folder that the paths are relative to.
 
     Raises:
-        ValueError: Naming the images that the data set does not have.
+        ValueError: Naming the images that the data set does not have. Of a review it is a warning: who has deleted the
+            bad images has done what it asks for.
     """
     unknown = sorted(excluded.difference(known))
     if unknown:
         some = ", ".join(f"'{name}'" for name in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         problem = f"{len(unknown)} of its {len(excluded)} images are not of this data set ({root}): {some}"
-        _refuse(path, problem, "exclude list")
+        if Path(path).suffix.lower() != REVIEW_SUFFIX:
+            _refuse(path, problem, "exclude list")
+        logger.warning("review %s: %s", path, problem)
 
 
 def _read_rows(path: Path, kind: str = "manifest") -> list[list[str]]:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exclude list takes images out of the training set, and nothing else changes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def test_a_bad_list_is_named(mvtec_root: Path, tmp_path: Path, content: bytes | 
         listed.write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         noisy(mvtec_root, exclude=listed)
+
+
+def test_a_review_of_images_that_are_gone_warns(mvtec_root: Path, tmp_path: Path, caplog: Any) -> None:
+    listed = tmp_path / "review.JSON"
+    images = {"bottle/train/good/001.png": "bad", "bottle/train/good/gone.png": "bad"}
+    listed.write_text(json.dumps({"images": images}), encoding="utf-8-sig")
+    assert len(noisy(mvtec_root, exclude=listed).train_data) == len(noisy(mvtec_root).train_data) - 1
+    assert "1 of its 2 images are not of this data set" in caplog.text
+    assert "gone.png" in caplog.text
 
 
 def test_a_list_of_everything_is_refused(mvtec_root: Path, tmp_path: Path) -> None:
