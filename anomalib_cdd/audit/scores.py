@@ -6,10 +6,13 @@ A model's training report is asked first; its own scores of images that it has l
 be so.
 """
 
+import filecmp
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from anomalib_cdd.cleaning.cross_domain import cross_domain_scores
 from anomalib_cdd.cleaning.scorer import score_images
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER
 from anomalib_cdd.training.images import TrainingImages
-from anomalib_cdd.training.report import ReportsTraining, TrainingReport, report_of
+from anomalib_cdd.training.report import ReportsTraining
 from anomalib_cdd.training.scoring import iterate_predictions
 from anomalib_cdd.training.visualization import crop_margins, uncrop
 
@@ -60,6 +63,20 @@ class ScoredImages:
     duplicates: Sequence[Sequence[int]] = ()
 
 
+class Learned(NamedTuple):
+    """Which of N images a model has learned from.
+
+    Attributes:
+        places: Each image's place among the training images, shape ``(N,)``, -1 where it is none of them.
+        doubtful: Whether it may be one all the same, as its name is one of theirs, shape ``(N,)``.
+        by_name: How many are taken for training images by their folder's name and their own alone.
+    """
+
+    places: NDArray[np.int64]
+    doubtful: NDArray[np.bool_]
+    by_name: int
+
+
 def score_by_model(
     model: AnomalibModule,
     images: TrainingImages,
@@ -80,25 +97,32 @@ def score_by_model(
     Raises:
         ValueError: If the model gives no finite scores.
     """
-    paths, scores, maps = _predict(model, images, progress, device)
+    paths, own, maps = _predict(model, images, progress, device)
     name = type(model).__name__
-    report = report_of(model, paths)
-    if report is not None:
-        note = f"Scores are the training's: each image was judged by parts of {name} that had not learned from it."
-        sample: list[Sample] = ["out-of-sample"] * len(paths)
-        return ScoredImages(
-            paths, report.scores, f"{name}, training report", sample, [note], maps, scores, report.curves
-        )
     training = model.training_report() if isinstance(model, ReportsTraining) else None
-    sample, notes = _own_scores(name, paths, trained_on, training)
-    known = np.empty(0) if training is None else training.scores[np.isfinite(training.scores)]
+    if training is None:
+        sample, notes = _without_report(name, len(paths), trained_on)
+        return ScoredImages(paths, own, name, sample, notes, maps, own)
+    found = find_learned(paths, training.image_paths)
+    # both are on one scale, see TrainingReport
+    known = (found.places >= 0) & np.isfinite(training.scores[found.places])
+    scores = np.where(known, training.scores[found.places], own).astype(np.float32)
+    learned = (found.places >= 0) | bool(trained_on)
+    kinds: list[Sample] = ["in-sample", "unknown", "out-of-sample"]
+    sample = np.select([learned & ~known, found.doubtful & ~known], kinds[:2], kinds[2]).tolist()
+    notes = _notes(name, known, sample, found.by_name)
+    curves = {key: np.where(known, values[:, found.places], np.nan) for key, values in training.curves.items()}
+    reported = training.scores[np.isfinite(training.scores)]
     percentiles = None
-    if trained_on is None and len(known):
-        percentiles = (100 * np.searchsorted(np.sort(known), scores) / len(known)).astype(np.float32)
-        notes.append(f"Percentiles (p) say what share of {len(known):,} training images score lower.")
-    elif trained_on is None:
-        notes.append("The checkpoint keeps no scores of its training images: there are no percentiles.")
-    return ScoredImages(paths, scores, name, sample, notes, maps, scores, percentiles=percentiles)
+    if trained_on is None and not known.all() and len(reported):
+        percentiles = (100 * np.searchsorted(np.sort(reported), scores) / len(reported)).astype(np.float32)
+        notes.append(f"Percentiles (p) say what share of {len(reported):,} training images score lower.")
+    scored_by = (
+        f"{name}, training report" if known.all() else f"{name} and its training report" if known.any() else name
+    )
+    return ScoredImages(
+        paths, scores, scored_by, sample, notes, maps, own, curves if known.any() else {}, percentiles=percentiles
+    )
 
 
 def score_by_recurrence(images: TrainingImages, *, backbone: str = PYPI_TEACHER, progress: bool = True) -> ScoredImages:
@@ -151,24 +175,90 @@ def score_by_cross_domain_training(
     )
 
 
-def _own_scores(
-    name: str, paths: list[str], trained_on: bool | None, training: TrainingReport | None
-) -> tuple[list[Sample], list[str]]:
-    """Say of a model's own scores which are in sample."""
-    if trained_on is None and training is None:
+def find_learned(paths: Sequence[str], trained: Sequence[str]) -> Learned:
+    """Find which images a model has learned from, also in a copy of their folder or where that was moved to.
+
+    Args:
+        paths: Images, N of them.
+        trained: The training images, as they were called then.
+    """
+    real = {os.path.realpath(path): place for place, path in enumerate(trained)}
+    places = np.array([real.get(os.path.realpath(path), -1) for path in paths])
+    # of files that are still there a copy has the bytes, under the same name
+    sizes = {place: Path(path).stat().st_size for place, path in enumerate(trained) if Path(path).is_file()}
+    copies: dict[tuple[str, int], list[int]] = {}
+    for place, size in sizes.items():
+        copies.setdefault((Path(trained[place]).name, size), []).append(place)
+    for row in np.flatnonzero(places < 0):
+        candidates = copies.get((Path(paths[row]).name, Path(paths[row]).stat().st_size), [])
+        same = (place for place in candidates if filecmp.cmp(paths[row], trained[place], shallow=False))
+        places[row] = next(same, -1)
+    # of files that are gone there are the names: of the folder and the file, and of most of both sets, as many a folder
+    # has a 000.png
+    gone = {place: Path(path).parts[-2:] for place, path in enumerate(trained) if place not in sizes}
+    left = {int(row): Path(paths[row]).parts[-2:] for row in np.flatnonzero(places < 0)}
+    gone_of, left_of = _unique(gone), _unique(left)
+    pairs = [(row, gone_of[key]) for key, row in left_of.items() if key in gone_of]
+    is_moved = 2 * len(pairs) >= max(len(gone), len(left))
+    for row, place in pairs if is_moved else ():
+        places[row] = place
+    names = {key[-1] for key in gone.values()}
+    doubtful = np.array([places[row] < 0 and Path(path).name in names for row, path in enumerate(paths)])
+    return Learned(places, doubtful, len(pairs) if is_moved else 0)
+
+
+def _unique(keys: Mapping[int, tuple[str, ...]]) -> dict[tuple[str, ...], int]:
+    counts = Counter(keys.values())
+    return {key: place for place, key in keys.items() if counts[key] == 1}
+
+
+def _without_report(name: str, count: int, trained_on: bool | None) -> tuple[list[Sample], list[str]]:
+    """Say what is known of a model's own scores."""
+    own = f"Scores are {name}'s own. It"
+    if trained_on is None:
+        says = "does not say which images it has learned from: of those, scores are in sample, and lenient."
+        none = "The checkpoint keeps no scores of its training images: there are no percentiles."
+        return ["unknown"] * count, [f"{own} {says}", none]
+    if trained_on:
         note = (
-            f"Scores are {name}'s own. It does not say which images it has learned from: of those, scores are in "
-            "sample, and lenient."
+            f"{own} has learned from these images, whose scores are in sample, and lenient: a bad image may rank low."
         )
-        return ["unknown"] * len(paths), [note]
-    learned = set(paths) if training is None else set(training.image_paths)
-    sample: list[Sample] = ["in-sample" if trained_on or path in learned else "out-of-sample" for path in paths]
-    count = sample.count("in-sample")
-    if count == 0:
-        return sample, [f"Scores are {name}'s own. It was not trained on any of these files: they are out of sample."]
-    some = "these images" if count == len(paths) else f"{count} of the {len(paths)} images"
-    lenient = "in sample, and lenient: a bad image may rank low."
-    return sample, [f"Scores are {name}'s own. It has learned from {some}, whose scores are {lenient}"]
+        return ["in-sample"] * count, [note]
+    return ["out-of-sample"] * count, [f"{own} has not learned from these images: they are out of sample."]
+
+
+def _notes(name: str, known: NDArray[np.bool_], sample: list[Sample], by_name: int) -> list[str]:
+    """Say whose scores are shown, and what is known of them, in sentences."""
+    total, reported = len(sample), int(known.sum())
+    judged = f"judged by parts of {name} that had not learned from it."
+    if reported == total:
+        notes = [f"Scores are the training's: each image was {judged}"]
+    elif reported:
+        notes = [f"Scores of {reported} of the {total} images are the training's: each was {judged}"]
+        notes[0] += f" Those of the others are {name}'s own, on the same scale."
+    else:
+        notes = [f"Scores are {name}'s own."]
+    some = "these" if by_name == total else f"{by_name} of the"
+    if by_name:
+        notes.append(
+            f"The training images are not where they were: {some} images are taken for them by folder and name."
+        )
+    if learned := sample.count("in-sample"):
+        some = "these images" if learned == total else f"{learned} of the {total} images"
+        lenient = "whose scores are in sample, and lenient: a bad image may rank low."
+        notes.append(
+            f"It has learned from {some}, {lenient}" if not reported else f"{name} has learned from {some}, {lenient}"
+        )
+    if doubtful := sample.count("unknown"):
+        notes.append(
+            f"{doubtful} images have names of training images that are not where they were: whether {name} has learned "
+            "from them is unknown, and of those that it has, scores are lenient."
+        )
+    new = total - reported - learned - doubtful
+    if new:
+        some = "these images" if new == total else f"the other {new} images"
+        notes.append(f"No training image has the path of {some}, or name and content: they count as out of sample.")
+    return notes
 
 
 def _predict(

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose scores an audit shows: the training's report first, and a model's own with what is known of them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from anomalib import LearningType
 from anomalib.data import InferenceBatch
 from anomalib.models import AnomalibModule
+from PIL import Image
 from torch import Tensor, nn
 
 from anomalib_cdd import FolderNoisy
@@ -38,8 +40,12 @@ def make_model(report: TrainingReport | None = None, *, reports: bool = True) ->
 
 @pytest.fixture
 def images(folder_root: Path) -> TrainingImages:
+    return images_of(folder_root / "good")
+
+
+def images_of(folder: Path) -> TrainingImages:
     data = FolderNoisy(
-        name="own", root=folder_root / "good", normal_dir=".", noise_ratio=0, test_split_mode="none",
+        name="own", root=folder, normal_dir=".", noise_ratio=0, test_split_mode="none",
         val_split_mode="none", num_workers=0,
     )  # fmt: skip
     data.setup()
@@ -82,10 +88,63 @@ def test_scores_that_are_not_known_of_an_image_are_not_made_up(images: TrainingI
     report = report_of_paths(paths_of(images))
     report.scores[3] = np.nan
     scored = score_by_model(make_model(report), images, progress=False)
-    assert scored.scores.tolist() == scored.model_scores.tolist()
-    assert set(scored.sample) == {"in-sample"}
-    # percentiles are among the eleven that are known, all of them above these scores but the first
-    assert scored.percentiles.tolist() == pytest.approx([100 / 11] * 12)
+    assert scored.scores.tolist() == [0, 1, 2, scored.model_scores[3], *range(4, 12)]
+    assert scored.sample == ["out-of-sample"] * 3 + ["in-sample"] + ["out-of-sample"] * 8
+    assert "Scores of 11 of the 12 images are the training's" in scored.notes[0]
+    assert "learned from 1 of the 12 images" in scored.notes[1]
+    assert np.isnan(scored.curves["confidence"][:, 3]).all()
+    assert scored.curves["confidence"][0, 4] == 4
+    # percentiles are among the eleven that are known; the score of the other lies between the first two
+    assert scored.percentiles.tolist() == pytest.approx([100 * place / 11 for place in (0, 1, 2, 1, *range(3, 11))])
+
+
+def moved_to(folder: Path, images: TrainingImages, *, keep: bool) -> TrainingImages:
+    """The same files in another folder, while the old ones are there or not."""
+    source = Path(paths_of(images)[0]).parent
+    (shutil.copytree if keep else shutil.move)(source, folder)
+    return images_of(folder)
+
+
+def test_a_copy_of_the_training_folder_has_the_trainings_scores(images: TrainingImages, tmp_path: Path) -> None:
+    model = make_model(report_of_paths(paths_of(images)))
+    copy = moved_to(tmp_path / "copy", images, keep=True)
+    new = tmp_path / "copy" / "000.png"  # another image of a known name, and a new one
+    Image.effect_noise((64, 64), 50).save(new)
+    Image.effect_noise((64, 64), 50).save(tmp_path / "copy" / "zzz.png")
+    scored = score_by_model(model, images_of(tmp_path / "copy"), progress=False)
+    assert len(copy.dataset) == 12
+    assert scored.scores[1:12].tolist() == list(range(1, 12))
+    assert scored.scores[[0, 12]].tolist() == scored.model_scores[[0, 12]].tolist()
+    assert set(scored.sample) == {"out-of-sample"}
+    assert "No training image has the path of the other 2 images" in scored.notes[-2]
+
+
+@pytest.mark.parametrize(("place", "is_same"), [("elsewhere/parts", True), ("elsewhere/others", False)])
+def test_a_folder_that_was_moved_is_known_by_its_name_or_in_doubt(
+    images: TrainingImages, tmp_path: Path, place: str, is_same: bool
+) -> None:
+    images = moved_to(tmp_path / "parts", images, keep=True)
+    model = make_model(report_of_paths(paths_of(images)))
+    scored = score_by_model(model, moved_to(tmp_path / place, images, keep=False), progress=False)
+    notes = " ".join(scored.notes)
+    if is_same:
+        assert scored.scores.tolist() == list(range(12))
+        assert set(scored.sample) == {"out-of-sample"}
+        assert "these images are taken for them by folder and name" in notes
+    else:
+        assert scored.scores.tolist() == scored.model_scores.tolist()
+        assert set(scored.sample) == {"unknown"}
+        assert "12 images have names of training images that are not where they were" in notes
+
+
+def test_a_part_of_the_training_folder_and_more_is_known_by_path(images: TrainingImages, tmp_path: Path) -> None:
+    images = moved_to(tmp_path / "parts", images, keep=True)
+    model = make_model(report_of_paths(paths_of(images)))
+    (tmp_path / "parts" / "003.png").unlink()
+    shutil.copy(tmp_path / "parts" / "004.png", tmp_path / "parts" / "new.png")
+    scored = score_by_model(model, images_of(tmp_path / "parts"), progress=False)
+    assert scored.scores[:11].tolist() == [0, 1, 2, *range(4, 12)]
+    assert "Scores of 11 of the 12 images are the training's" in scored.notes[0]
 
 
 def test_new_images_are_out_of_sample_and_have_percentiles(images: TrainingImages) -> None:

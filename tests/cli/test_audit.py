@@ -131,16 +131,18 @@ def test_the_images_of_the_training_have_the_trainings_report(
     assert "standard_score_2" in scores
 
 
-def test_a_folder_of_new_images_and_some_that_were_trained_on_says_which_are_in_sample(
+def test_of_new_images_and_some_that_were_trained_on_the_latter_have_the_trainings_scores(
     trained: Callable[[str], Trained], mvtec_root: Path, tmp_path: Path
 ) -> None:
-    checkpoint, _ = trained("Cdd")
+    checkpoint, model = trained("Cdd")
     scores = audit(mvtec_root / "bottle", tmp_path / "out", "--ckpt_path", str(checkpoint))
     learned = scores["image_path"].str.startswith("train/good")
     assert learned.sum() == 12
-    assert scores.loc[learned, "sample"].eq("in-sample").all()
-    assert scores.loc[~learned, "sample"].eq("out-of-sample").all()
-    assert f"It has learned from 12 of the {len(scores)} images" in page_of(tmp_path / "out")
+    report = sorted(model.training_report().scores.tolist(), reverse=True)
+    assert scores.loc[learned, "score"].tolist() == pytest.approx(report, rel=1e-5)
+    assert scores.loc[~learned, "score"].equals(scores.loc[~learned, "model_score"])
+    assert scores["sample"].eq("out-of-sample").all()
+    assert f"Scores of 12 of the {len(scores)} images are the training" in page_of(tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["Padim", "Dfkde"])
