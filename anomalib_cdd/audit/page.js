@@ -3,7 +3,10 @@
 /* ---- data: ranked by suspicion, so an image's index is its rank and "above the cut" is a prefix ---- */
 
 const byId = (id) => document.getElementById(id);
-const data = window.auditData ?? JSON.parse(byId("data").textContent);
+// without its folder the page has nothing to show, and says so
+const NOTHING = { images: [], groups: [], review: {}, hasHeatMaps: false };
+const isWhole = Boolean(window.auditData ?? byId("data"));
+const data = window.auditData ?? (isWhole ? JSON.parse(byId("data").textContent) : NOTHING);
 byId("data")?.remove(); // its text would stay in memory beside the parsed data
 const { groups } = data;
 const UNKNOWN = { curve: [], isNoise: null, flags: [], percentile: null };
@@ -18,7 +21,7 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 // a cut can lie below every score and above every score
 const range = (() => {
-  const [high, low] = [images[0].score, images.at(-1).score];
+  const [high, low] = [images[0]?.score ?? 0, images.at(-1)?.score ?? 0];
   const margin = (high - low || Math.abs(high) || 1) / 100;
   return { low: low - margin, high: high + margin, size: high - low + 2 * margin };
 })();
@@ -739,6 +742,8 @@ function offerFlags() {
   byId("flag-field").hidden = !found.length;
 }
 
+byId("missing").hidden = isWhole;
+document.querySelector("main").hidden = document.querySelector(".bar").hidden = !isWhole;
 document.body.classList.toggle("no-heat-maps", !data.hasHeatMaps);
 byId("heat-maps-switch").hidden = !data.hasHeatMaps;
 byId("grouped-switch").hidden = !groups.length;

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from anomalib_cdd.training.files import write_text
+from anomalib_cdd.training.files import is_of_the_dead, write_text
 
 TEMPLATE = "page.html.j2"
 THUMBNAILS = "thumbnails"
@@ -158,7 +158,7 @@ def _render(title: str, notes: Sequence[str], root: str, *, data_file: str, data
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template(TEMPLATE).render(
-        title=title, notes=notes, root_name=ROOT_NAME, root=root, data_file=data_file, data=data
+        title=title, notes=notes, root_name=ROOT_NAME, root=root, folder=THUMBNAILS, data_file=data_file, data=data
     )
 
 
@@ -169,6 +169,9 @@ def _write_beside(folder: Path, ranked: Sequence[AuditImage], data: dict[str, An
     whoever copies the folder suffer from a hundred thousand.
     """
     draft, old = (folder.with_name(f".{folder.name}.{kind}{os.getpid()}") for kind in ("", "old."))
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        if is_of_the_dead(left):  # a kill runs no clean-up
+            shutil.rmtree(left, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
         (draft / DATA_FILE).write_text(f"window.auditData = {_compact(data)};\n", encoding="utf-8")

@@ -25,7 +25,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if _is_of_the_dead(left.suffix[1:]):  # a kill runs no clean-up
+        if is_of_the_dead(left):  # a kill runs no clean-up
             left.unlink(missing_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -43,7 +43,9 @@ def write_text(path: str | Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8", newline="")
 
 
-def _is_of_the_dead(process: str) -> bool:
+def is_of_the_dead(draft: Path) -> bool:
+    """Return whether a draft, whose name ends in the number of its process, is of one that runs no more."""
+    process = draft.suffix[1:]
     if not process.isdigit() or int(process) == os.getpid():
         return False
     try:

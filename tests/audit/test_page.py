@@ -7,6 +7,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +24,7 @@ from anomalib_cdd.audit.page import AuditImage, write_page
 from anomalib_cdd.data.manifest import read_exclude_list, read_review
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 OpenPage = Callable[..., "Page"]
 NASTY_NAMES = [
@@ -687,6 +691,29 @@ def test_fifty_thousand_images_open_in_two_seconds_and_scroll(open_page: OpenPag
     page.get_by_role("searchbox").fill("good/04999")
     assert page.locator(".card").count() == 10
     assert excluded(page) == ["good/049999.png"]
+
+
+def test_a_page_without_its_folder_says_which_is_missing(browser: Browser, tmp_path: Path) -> None:
+    write_page(tmp_path / "index.html", make_images(1001), title="Tiles")
+    shutil.rmtree(tmp_path / "thumbnails")
+    page = browser.new_page()
+    errors: list[object] = []
+    page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108  # Playwright marks what it is given
+    page.goto((tmp_path / "index.html").as_uri())
+    assert "The folder thumbnails is missing beside this page" in page.locator("body").inner_text()
+    assert not page.locator("main").is_visible()
+    assert errors == []
+    page.close()
+
+
+def test_folders_that_a_kill_has_left_are_swept(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    left = [tmp_path / f".thumbnails.{kind}{int(ended.stdout)}" for kind in ("", "old.")]
+    alive = tmp_path / f".thumbnails.{os.getppid()}"
+    for folder in (*left, alive):
+        folder.mkdir()
+    write_page(tmp_path / "index.html", make_images(1001), title="Tiles")
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "thumbnails", alive.name}
 
 
 def test_a_smaller_set_takes_a_large_ones_place(tmp_path: Path) -> None:
