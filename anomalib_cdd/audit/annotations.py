@@ -103,18 +103,19 @@ def outline(values: NDArray[np.floating], threshold: float) -> list[Region]:
     return sorted(regions, key=lambda region: region.score, reverse=True)
 
 
-def write_annotations(folder: Path, images: Sequence[AnnotatedImage]) -> None:
+def write_annotations(folder: Path, images: Sequence[AnnotatedImage], root_name: str) -> None:
     """Write ``coco.json``, ``label_studio.json`` with its ``label_studio.xml``, and ``fiftyone/``.
 
     Args:
         folder: Where.
         images: In the order of the list.
+        root_name: Of the folder that their names are relative to, without what it lies in.
 
     Raises:
         OSError: If a file cannot be written.
     """
     write_text(folder / COCO, _text(coco(images)))
-    write_text(folder / LABEL_STUDIO, _text(label_studio(images)))
+    write_text(folder / LABEL_STUDIO, _text(label_studio(images, root_name)))
     write_text(folder / LABEL_CONFIG, LABEL_STUDIO_CONFIG)
     labels, files = fiftyone(images)
     write_text(folder / FIFTYONE / "labels.json", _text(labels))
@@ -158,11 +159,12 @@ def coco(images: Sequence[AnnotatedImage]) -> dict[str, Any]:
     }
 
 
-def label_studio(images: Sequence[AnnotatedImage]) -> list[dict[str, Any]]:
+def label_studio(images: Sequence[AnnotatedImage], root_name: str) -> list[dict[str, Any]]:
     """Return Label Studio tasks with pre-annotations.
 
-    Images are asked for as local files relative to the folder, which ``LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT`` has to
-    name. A prediction's score has to lie in [0, 1] there: it is the image's position, its own score is in ``data``.
+    Images are asked for as local files, by the folder's name and their own: ``LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT``
+    has to name its parent, as the folder has to be a storage of the project, and a storage lies below the root. A
+    prediction's score has to lie in [0, 1] there: it is the image's position, its own score is in ``data``.
     """
     tasks = []
     for image in images:
@@ -185,7 +187,7 @@ def label_studio(images: Sequence[AnnotatedImage]) -> list[dict[str, Any]]:
             for number, region in enumerate(image.regions)
         ]
         data = {
-            "image": f"/data/local-files/?d={quote(image.name)}",
+            "image": f"/data/local-files/?d={quote(f'{root_name}/{image.name}'.lstrip('/'))}",
             "name": image.name,
             "score": image.score,
             "review": image.review,

@@ -42,7 +42,7 @@ class TrainingAudit(Callback):
         logger.info("Audit of %d training images", len(self._images.dataset))
         try:
             page = write_audit(pl_module, self._images, folder, root=root, progress=takes_bars(trainer))
-        except (OSError, ValueError):
+        except Exception:  # whatever it is, hours of training are worth more
             logger.exception("The audit of the training set could not be written")
         else:
             logger.info("Training images from most to least suspicious: %s", page)

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.stats import median_abs_deviation
 from tqdm.auto import tqdm
 
-from anomalib_cdd.training.reading import read_for_display
+from anomalib_cdd.training.reading import read_for_display, white_level
 
 THUMBNAIL = 160
 QUALITY = 80
@@ -63,16 +63,24 @@ def look_at(paths: Sequence[str], *, progress: bool = True) -> tuple[list[Pictur
     Returns:
         What each file shows, ``None`` for one that cannot be read, and why it cannot, by path.
     """
+    white = white_level(paths)
     bar = tqdm(paths, desc="pictures", unit="image", leave=False, disable=not progress)
-    found = [_look_at_one(path) for path in bar]
+    found = [_look_at_one(path, white) for path in bar]
     unreadable = {path: seen for path, seen in zip(paths, found, strict=True) if isinstance(seen, str)}
     return [seen if isinstance(seen, Picture) else None for seen in found], unreadable
 
 
-def _look_at_one(path: str) -> Picture | str:
+def printable(path: str) -> str:
+    """Return a path with what is not valid UTF-8 escaped."""
+    return path.encode(errors="backslashreplace").decode()
+
+
+def _look_at_one(path: str, white: int | None) -> Picture | str:
     """Return what a file shows, or why it cannot be read."""
+    if printable(path) != path:
+        return "its name is not valid UTF-8, so that no list could have it: rename it"
     try:
-        image = read_for_display(path)
+        image = read_for_display(path, white)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     width, height = image.size

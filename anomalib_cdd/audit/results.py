@@ -6,11 +6,13 @@ Scores are written first, as they are what must not be lost, and every file whol
 that a person has put there is read and shown, and never written.
 """
 
+import csv
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import numpy as np
@@ -24,9 +26,10 @@ from anomalib_cdd.thresholds.estimators import label_free_pixel_threshold, label
 from anomalib_cdd.training.files import written_whole
 from anomalib_cdd.training.images import TrainingImages
 
-from .annotations import AnnotatedImage, Region, outline, write_annotations
+from .annotations import COCO, FIFTYONE, LABEL_CONFIG, LABEL_STUDIO, AnnotatedImage, Region, outline, write_annotations
+from .duplicates import find_duplicates
 from .page import AuditImage, check_place, write_page
-from .pictures import Picture, flags, look_at, overlays
+from .pictures import Picture, flags, look_at, overlays, printable
 from .scores import ScoredImages, score_by_model
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 SCORES = "training_scores.csv"
 PAGE = "index.html"
 REVIEW = "review.json"
+TARGETS = (SCORES, PAGE, COCO, LABEL_STUDIO, LABEL_CONFIG, FIFTYONE)
+SCORES_START, HEADER = b"rank,image_path,score", 100
 # where the page's cut and the outlines stand at first: what this share of good parts, and of their pixels, exceeds
 CUT_FALSE_ALARMS = 0.05
 PIXEL_FALSE_ALARMS = 0.01
@@ -69,14 +74,44 @@ def open_images(images: TrainingImages, *, progress: bool = True) -> Shown:
     paths = [str(path) for path in images.dataset.samples["image_path"]]
     pictures, unreadable = look_at(paths, progress=progress)
     for path, reason in unreadable.items():
-        logger.warning("Left out, as it cannot be read: %s (%s)", path, reason)
+        logger.warning("Left out, as it cannot be read: %s (%s)", printable(path), reason)
     if len(unreadable) == len(paths):
-        msg = f"None of {len(paths)} images can be read, {paths[0]} for one: {unreadable[paths[0]]}"
+        msg = f"None of {len(paths)} images can be read, {printable(paths[0])} for one: {unreadable[paths[0]]}"
         raise ValueError(msg)
     readable = [row for row, picture in enumerate(pictures) if picture is not None]
     if unreadable:
         images = images._replace(dataset=images.dataset.subsample(readable))
     return Shown(images, [picture for picture in pictures if picture is not None], unreadable)
+
+
+def check_folder(folder: Path, count: int) -> None:
+    """Refuse a folder that the results of a number of images cannot go into, before minutes are spent on scores.
+
+    Raises:
+        FileExistsError: If it has files of these names that no audit wrote, naming one.
+        OSError: If nothing can be written there.
+    """
+    check_place(folder / PAGE, count)
+    found = next((name for name in TARGETS if (folder / name).exists()), None)
+    if found is not None and not _is_ours(folder / SCORES):
+        msg = f"{folder / found} is not of an audit, which would need that name: write the results into another folder."
+        raise FileExistsError(msg)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    finally:
+        for place in made:
+            place.rmdir()
+
+
+def _is_ours(scores: Path) -> bool:
+    """Return whether a list is an audit's: it is what every audit writes first."""
+    if not scores.is_file():
+        return False
+    with scores.open("rb") as file:
+        return file.readline(HEADER).replace(b'"', b"").startswith(SCORES_START)
 
 
 def write_audit(
@@ -101,10 +136,13 @@ def write_audit(
 
     Raises:
         ValueError: If the model gives no finite scores, or no image can be read.
-        OSError: If a file cannot be written.
+        OSError: See :func:`check_folder`.
     """
+    check_folder(Path(folder), len(images.dataset))
     shown = open_images(images, progress=progress)
     scored = score_by_model(model, shown.images, trained_on=True, progress=progress, device=model.device)
+    duplicates = find_duplicates(shown.images.dataset, images.batch_size, progress=progress)
+    scored = replace(scored, duplicates=duplicates)
     return write_results(shown, scored, folder, root=root, title="Training images, the most suspicious first").page
 
 
@@ -126,7 +164,7 @@ def write_results(
         OSError: If a file cannot be written.
     """
     folder = Path(folder)
-    check_place(folder / PAGE, len(scored.scores))
+    check_folder(folder, len(scored.scores))
     base, name_of = relative_names([*scored.image_paths, *shown.unreadable], root)
     (review, _, reviewed_at), foreign = _review_of(folder, base)
     names = [name_of[path] for path in scored.image_paths]
@@ -152,15 +190,17 @@ def write_results(
         )
         for row, name in enumerate(names)
     ]
+    # a carriage return of its own would end a row for whoever reads
+    quoting = csv.QUOTE_NONNUMERIC if ranked["image_path"].str.contains("\r").any() else csv.QUOTE_MINIMAL
     with written_whole(folder / SCORES) as draft:
-        ranked.to_csv(draft, index=False)
-    write_annotations(folder, annotated)
+        ranked.to_csv(draft, index=False, quoting=quoting)
+    write_annotations(folder, annotated, base.name)
     write_page(
         folder / PAGE,
         audited,
         title=title,
         cut=cut,
-        notes=[*_notes(scored, review, names, [name_of[path] for path in shown.unreadable]), *foreign],
+        notes=[*_notes(scored, review, names, [printable(name_of[path]) for path in shown.unreadable]), *foreign],
         groups=scored.duplicates,
         root=str(base.resolve()),
         review=review,

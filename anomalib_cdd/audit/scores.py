@@ -189,14 +189,14 @@ def find_learned(paths: Sequence[str], trained: Sequence[str]) -> Learned:
     copies: dict[tuple[str, int], list[int]] = {}
     for place, size in sizes.items():
         copies.setdefault((Path(trained[place]).name, size), []).append(place)
-    for row in np.flatnonzero(places < 0):
+    for row in np.flatnonzero(places < 0).tolist():
         candidates = copies.get((Path(paths[row]).name, Path(paths[row]).stat().st_size), [])
         same = (place for place in candidates if filecmp.cmp(paths[row], trained[place], shallow=False))
         places[row] = next(same, -1)
     # of files that are gone there are the names: of the folder and the file, and of most of both sets, as many a folder
     # has a 000.png
     gone = {place: Path(path).parts[-2:] for place, path in enumerate(trained) if place not in sizes}
-    left = {int(row): Path(paths[row]).parts[-2:] for row in np.flatnonzero(places < 0)}
+    left = {row: Path(paths[row]).parts[-2:] for row in np.flatnonzero(places < 0).tolist()}
     gone_of, left_of = _unique(gone), _unique(left)
     pairs = [(row, gone_of[key]) for key, row in left_of.items() if key in gone_of]
     is_moved = 2 * len(pairs) >= max(len(gone), len(left))

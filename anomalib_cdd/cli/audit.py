@@ -18,8 +18,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from anomalib_cdd.audit.callback import FOLDER
 from anomalib_cdd.audit.duplicates import find_duplicates
-from anomalib_cdd.audit.page import audited_root, check_place
-from anomalib_cdd.audit.results import PAGE, REVIEW, Shown, open_images, write_results
+from anomalib_cdd.audit.page import audited_root
+from anomalib_cdd.audit.results import PAGE, REVIEW, Shown, check_folder, open_images, write_results
 from anomalib_cdd.audit.scores import (
     ScoredImages,
     score_by_cross_domain_training,
@@ -91,9 +91,9 @@ def run(config: Namespace) -> Path:
     _check_other(config, is_named)
     try:
         datamodule = _folder(config.data, config.batch_size)
+        _check_output(config.output, len(datamodule.train_data))
         shown = open_images(TrainingImages(datamodule.train_data, None, config.batch_size))
         datamodule.train_data = shown.images.dataset
-        _check_output(config.output, len(shown.images.dataset))
         scored = _score(config, shown, datamodule)
         title = f"Images of {config.data.resolve().name}, the most suspicious first"
         page, reviewed = write_results(shown, scored, config.output, root=config.data, title=title)
@@ -152,9 +152,9 @@ def _check_other(config: Namespace, is_named: bool) -> None:
 def _check_output(folder: Path, count: int) -> None:
     """Refuse a folder before minutes have been spent on what it cannot take."""
     try:
-        check_place(folder / PAGE, count)
-    except FileExistsError as error:
-        msg = f"--output {folder}: {error}"
+        check_folder(folder, count)
+    except OSError as error:
+        msg = f"--output {folder}: {_one_line(error)}"
         raise ConfigError(msg) from error
 
 

@@ -46,7 +46,7 @@ def test_an_outline_is_where_the_map_is_above_the_threshold() -> None:
 
 
 def test_coco(tmp_path: Path) -> None:
-    write_annotations(tmp_path, make_images(tmp_path))
+    write_annotations(tmp_path, make_images(tmp_path), "parts")
     content = json.loads((tmp_path / "coco.json").read_text(encoding="utf-8"))
     assert [image["score"] for image in content["images"]] == [7.5, 0.25]
     assert [image["review"] for image in content["images"]] == ["bad", ""]
@@ -70,9 +70,9 @@ def test_coco(tmp_path: Path) -> None:
 
 
 def test_label_studio(tmp_path: Path) -> None:
-    write_annotations(tmp_path, make_images(tmp_path))
+    write_annotations(tmp_path, make_images(tmp_path), "parts")
     tasks = json.loads((tmp_path / "label_studio.json").read_text(encoding="utf-8"))
-    assert tasks[0]["data"]["image"] == "/data/local-files/?d=bad%20%26%20n%C3%A4her.png"
+    assert tasks[0]["data"]["image"] == "/data/local-files/?d=parts/bad%20%26%20n%C3%A4her.png"
     assert tasks[0]["data"]["score"] == 7.5
     [prediction] = tasks[0]["predictions"]
     [region] = prediction["result"]
@@ -88,7 +88,7 @@ def test_label_studio(tmp_path: Path) -> None:
 
 
 def test_fiftyone(tmp_path: Path) -> None:
-    write_annotations(tmp_path, make_images(tmp_path))
+    write_annotations(tmp_path, make_images(tmp_path), "parts")
     labels = json.loads((tmp_path / "fiftyone" / "labels.json").read_text(encoding="utf-8"))
     files = json.loads((tmp_path / "fiftyone" / "data.json").read_text(encoding="utf-8"))
     assert labels["classes"] == ["good", "bad", "unseen"]

@@ -4,6 +4,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,15 @@ def test_a_fit_of_cdd_leaves_scores_and_page(fit: Fit, mvtec_root: Path) -> None
     assert [image["name"] for image in images_of(folder / "index.html")] == scores["image_path"].tolist()
 
 
+def test_the_page_of_a_fit_groups_near_duplicates(fit: Fit, mvtec_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(mvtec_root / "bottle", tmp_path / "bottle")
+    good = tmp_path / "bottle" / "train" / "good"
+    shutil.copy(good / "000.png", good / "again.png")
+    folder = fit(make_model("Padim"), make_data(tmp_path, noise_ratio=0), TrainingAudit(), max_epochs=1)
+    scores = pd.read_csv(folder / "training_scores.csv").dropna(subset="duplicates")
+    assert {Path(name).name for name in scores["image_path"]} == {"000.png", "again.png"}
+
+
 def test_any_model_takes_it_as_a_callback(fit: Fit, mvtec_root: Path) -> None:
     model, data = make_model("Padim"), make_data(mvtec_root)
     folder = fit(model, data, TrainingAudit(), max_epochs=1)
@@ -143,7 +153,7 @@ def test_it_can_be_turned_off_and_a_failure_costs_no_training(
     assert not fit(make_model(audit=False), make_data(mvtec_root), max_epochs=1).exists()
 
     def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise RuntimeError(*args[:1])
 
     monkeypatch.setattr(results, "write_page", full)
     with caplog.at_level("ERROR"):

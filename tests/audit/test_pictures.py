@@ -80,6 +80,15 @@ def test_16_bit_images_are_not_white(tmp_path: Path) -> None:
     assert 70 < np.asarray(thumbnail(picture).convert("L")).mean() < 155
 
 
+def test_deep_images_share_the_white_of_the_set(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(1500, 4000, (21, 64, 64)).astype(np.uint16)
+    values[20] //= 20  # as dark as that among images of 12 bits
+    images = {f"{place:02}.png": Image.fromarray(image) for place, image in enumerate(values)}
+    pictures = pictures_of(tmp_path, images)
+    assert ["dark" in flagged for flagged in flags(pictures)] == [False] * 20 + [True]
+    assert np.asarray(thumbnail(pictures[20]).convert("L")).mean() < 20
+
+
 def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) -> None:
     texture(0).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:500])

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``audit`` of a folder: without a model, by a checkpoint, by cross-domain training; and what it says of bad input."""
 
+import csv
 import html
 import json
+import os
 import re
 import shlex
 import shutil
@@ -208,6 +210,23 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_go_on(
     assert "12 images (2 more cannot be read)" in capsys.readouterr().out
 
 
+def test_names_that_are_no_text_or_break_lines(
+    trained: Callable[[str], Trained], folder_root: Path, tmp_path: Path, caplog: Any
+) -> None:
+    folder = tmp_path / "parts"
+    shutil.copytree(folder_root / "good", folder)
+    (folder / "003.png").rename(folder / "three\r.png")
+    (folder / "004.png").rename(folder / os.fsdecode(b"Gr\xf6\xdfe.png"))
+    options = ["--model", "Padim", "--ckpt_path", str(trained("Padim")[0]), "--batch_size", "4"]
+    main(["audit", "--data", str(folder), "--output", str(tmp_path / "out"), *options])
+    with (tmp_path / "out" / "training_scores.csv").open(encoding="utf-8", newline="") as file:
+        names = {row["image_path"] for row in csv.DictReader(file, strict=True)}
+    assert names == {f"{number:03}.png" for number in range(12) if number not in {3, 4}} | {"three\r.png"}
+    assert r"Gr\udcf6\udcdfe.png" in page_of(tmp_path / "out")
+    assert "its name is not valid UTF-8" in caplog.text
+    audit(folder, tmp_path / "out", *options)  # the list is known as an audit's
+
+
 def test_a_folder_of_one_image(trained: Callable[[str], Trained], folder_root: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     shutil.copy(folder_root / "good" / "001.png", tmp_path / "one" / "only.png")
@@ -306,6 +325,8 @@ def test_ctrl_c_leaves_what_was_there(
         ({"ckpt_path": "text.ckpt"}, "text.ckpt"),
         ({"domains": "3"}, "--domains 3 is for a --model that is trained here"),
         ({"output": "reviewed"}, "review.json: it cannot be read as JSON"),
+        ({"output": "text.ckpt/deeper"}, "/deeper: [Errno 20] Not a directory"),
+        ({"output": "foreign"}, "coco.json is not of an audit, which would need that name"),
         ({"output": "text.ckpt"}, "text.ckpt is a file: write the page into a folder"),
     ],
 )
@@ -315,6 +336,8 @@ def test_bad_input_is_one_line_and_writes_nothing(
     (tmp_path / "empty").mkdir()
     (tmp_path / "unreadable").mkdir()
     (tmp_path / "unreadable" / "text.png").write_text("no image", encoding="utf-8")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "coco.json").write_text("{}", encoding="utf-8")
     (tmp_path / "reviewed").mkdir()
     (tmp_path / "reviewed" / "review.json").write_text("no JSON", encoding="utf-8")
     (tmp_path / "text.ckpt").write_text("no checkpoint", encoding="utf-8")
