@@ -7,16 +7,13 @@ docstrings and layout aside. So a change of the method, of how data is read or o
 change of the report or of another model does not.
 """
 
-import ast
-import hashlib
 import subprocess
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
-from inspect import getfile
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1]
+from anomalib_cdd.training.source import PACKAGE, code_hash, home_of
+
 ROOMS = (
     *("cleaning", "data", "evaluation", "teachers", "thresholds", "training"),
     *("benchmark/cell.py", "benchmark/course.py", "benchmark/scores.py"),
@@ -33,26 +30,8 @@ def fingerprint(class_path: str, package: Path = PACKAGE) -> str:
         package: This package, or a copy of it.
     """
     module, _, name = class_path.rpartition(".")
-    home = Path(getfile(getattr(import_module(module), name))).parent
-    rooms = [*ROOMS, *([home.relative_to(PACKAGE).as_posix()] if home.is_relative_to(PACKAGE) else [])]
-    text = "\n".join([version("anomalib"), *(_code(package, room) for room in rooms)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _code(package: Path, room: str) -> str:
-    """Return the code of a file, or of a folder's files by name."""
-    parts, place = [], package / room
-    for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                node.body = [each for each in node.body if not _is_text(each)]
-        parts += [path.relative_to(package).as_posix(), ast.unparse(tree)]
-    return "\n".join(parts)
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    rooms = [*ROOMS, *home_of(getattr(import_module(module), name))]
+    return code_hash(rooms, ["anomalib"], package)
 
 
 @cache

@@ -31,10 +31,13 @@ from anomalib_cdd.training.compat import plain_interrupts
 from anomalib_cdd.training.files import written_whole
 from anomalib_cdd.training.report import TrainingReport
 from anomalib_cdd.training.scoring import iterate_predictions
+from anomalib_cdd.training.source import code_hash, home_of
 
 logger = logging.getLogger(__name__)
 
 TOP_SHARE = 0.01
+ROOMS = ("cleaning", "data", "teachers", "thresholds", "training")
+DEPENDENCIES = ("anomalib", "lightning", "timm", "torch", "torchvision")
 # no label takes part in a training: there is no validation
 TRAINER_DEFAULTS = {"logger": False, "limit_val_batches": 0, "num_sanity_val_steps": 0}
 
@@ -172,13 +175,14 @@ def _scores(
 
 
 def _fingerprint(model: AnomalibModule, data: AnomalibDataModule, *settings: Any) -> str:
-    """Name what the scores depend on: model, images, how they are read, and settings."""
+    """Name what the scores depend on: code, model, images, how they are read, and settings."""
+    code = code_hash([*ROOMS, *home_of(type(model))], DEPENDENCIES)
     files = [Path(path) for path in data.train_data.samples["image_path"]]
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     made_of = [type(model).__qualname__, {name: str(value) for name, value in model.hparams.items()}]
     # hparams leave the pre-processor out
     read = [model.pre_processor, data.train_augmentations, data.test_augmentations, data.train_batch_size]
-    content = json.dumps([made_of, states, [str(each) for each in read], settings], default=str, sort_keys=True)
+    content = json.dumps([code, made_of, states, [str(each) for each in read], settings], default=str, sort_keys=True)
     content = re.sub(r" at 0x[0-9a-f]+", "", content)  # where an object lies in memory is no setting
     return hashlib.sha256(content.encode()).hexdigest()
 

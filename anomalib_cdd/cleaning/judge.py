@@ -5,6 +5,7 @@
 import hashlib
 import json
 import logging
+import time
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -15,59 +16,67 @@ import platformdirs
 from anomalib.data import AnomalibDataset
 from numpy.typing import NDArray
 
-from anomalib_cdd.data.clean import DEFAULT_DEVIATIONS, Cleaning
+from anomalib_cdd.data.clean import DEFAULT_DEVIATIONS, Cleaning, Judgement
 from anomalib_cdd.training.files import written_whole
+from anomalib_cdd.training.source import code_hash
 
 from .rules import deviations, share
 from .scorer import FEW_IMAGES, score_images
 
 logger = logging.getLogger(__name__)
 
-# part of the fingerprint: grows whenever the same images get other scores
-METHOD_VERSION = 1
+# what scores come from: this package's code and other packages' versions
+ROOMS = (
+    *("cleaning", "teachers", "training/image_files.py", "training/precision.py"),
+    *("training/read_alike.py", "training/reading.py"),
+)
+DEPENDENCIES = ("anomalib", "timm", "torch", "torchvision")
 
 
-def judge(dataset: AnomalibDataset, cleaning: Cleaning) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def judge(dataset: AnomalibDataset, cleaning: Cleaning) -> Judgement:
     """Score the images of a data set and pick those to leave out.
 
     Args:
         dataset: N training images.
         cleaning: The rule and the teacher.
 
-    Returns:
-        Scores and what to leave out, each ``(N,)``.
-
     Raises:
         ValueError: If there are fewer than three images, or one cannot be read.
     """
-    scores = training_scores(dataset, cleaning)
+    scores, saved = training_scores(dataset, cleaning)
     if len(scores) < FEW_IMAGES:
         logger.warning("Cleaning: %d training images are few to say what is usual among them", len(scores))
     if np.ptp(scores) == 0:
         logger.warning("Cleaning: the %d training images are all alike, so none is left out", len(scores))
-        return scores, np.zeros(len(scores), dtype=bool)
-    if cleaning.share is not None:
-        return scores, share(scores, cleaning.share)
-    return scores, deviations(scores, cleaning.deviations or DEFAULT_DEVIATIONS)
+        left_out = np.zeros(len(scores), dtype=bool)
+    elif cleaning.share is not None:
+        left_out = share(scores, cleaning.share)
+    else:
+        left_out = deviations(scores, cleaning.deviations or DEFAULT_DEVIATIONS)
+    return Judgement(scores, left_out, saved)
 
 
-def training_scores(dataset: AnomalibDataset, cleaning: Cleaning) -> NDArray[np.float32]:
+def training_scores(dataset: AnomalibDataset, cleaning: Cleaning) -> tuple[NDArray[np.float32], float]:
     """Return the recurrence scores of a data set ``(N,)``, computed once: a file in the user's cache keeps them.
 
-    The file's name is a fingerprint of the images' paths, sizes and times and of the settings.
+    The file's name is a fingerprint of the images' paths, sizes and times, of the settings and of the code.
+
+    Returns:
+        The scores, and the seconds that were saved as they were read: 0 where they were computed now.
     """
     path = scores_file(dataset, cleaning)
-    scores = _read(path, len(dataset))
-    if scores is not None:
-        logger.info("Cleaning: scores of %d training images are known from %s", len(scores), path)
-        return scores
+    known = _read(path, len(dataset))
+    if known is not None:
+        logger.info("Cleaning: scores of %d training images are known from %s", len(dataset), path)
+        return known
+    start = time.perf_counter()
     scores = score_images(dataset, **_settings(cleaning)).scores
     try:
         with written_whole(path) as draft, draft.open("wb") as file:
-            np.save(file, scores)
+            np.savez(file, scores=scores, seconds=time.perf_counter() - start)
     except OSError as error:
         logger.warning("The scores cannot be kept for the next fit: %s", error)
-    return scores
+    return scores, 0.0
 
 
 def scores_file(dataset: AnomalibDataset, cleaning: Cleaning) -> Path:
@@ -76,24 +85,25 @@ def scores_file(dataset: AnomalibDataset, cleaning: Cleaning) -> Path:
     if cleaning.weights is not None:
         files.append(Path(cleaning.weights))
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    content = json.dumps([METHOD_VERSION, _settings(cleaning), states])
+    content = json.dumps([code_hash(ROOMS, DEPENDENCIES), _settings(cleaning), states])
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
-    return platformdirs.user_cache_path("anomalib_cdd") / "recurrence" / f"{name}.npy"
+    return platformdirs.user_cache_path("anomalib_cdd") / "recurrence" / f"{name}.npz"
 
 
 def _settings(cleaning: Cleaning) -> dict[str, Any]:
     return {name: value for name, value in asdict(cleaning).items() if name not in {"share", "deviations"}}
 
 
-def _read(path: Path, count: int) -> NDArray[np.float32] | None:
-    """Read kept scores; ``None``, with a warning, where the file is damaged."""
+def _read(path: Path, count: int) -> tuple[NDArray[np.float32], float] | None:
+    """Read kept scores and the seconds that they took; ``None``, with a warning, where the file is damaged."""
     if not path.is_file():
         return None
     try:
-        scores = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        scores = None
-    if not isinstance(scores, np.ndarray) or scores.shape != (count,) or not np.isfinite(scores).all():
+        with np.load(path, allow_pickle=False) as content:
+            scores, seconds = content["scores"], float(content["seconds"])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        scores, seconds = np.empty(0, dtype=np.float32), 0.0
+    if scores.shape != (count,) or not np.isfinite(scores).all():
         logger.warning("Cleaning: the file of scores %s is damaged; they are computed again", path)
         return None
-    return scores
+    return scores, seconds

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from anomalib.data import AnomalibDataset
@@ -119,12 +119,14 @@ class Cleaned:
         scores: How suspicious each is, shape ``(N,)``.
         left_out: Which are no longer in the training set, shape ``(N,)``.
         is_noise: Which were injected, shape ``(N,)``; ``None`` where that is not known.
+        seconds_saved: What judging took when it was done, where its scores were kept from then; 0 where it was done now.
     """
 
     image_paths: list[str]
     scores: NDArray[np.float32]
     left_out: NDArray[np.bool_]
     is_noise: NDArray[np.bool_] | None = None
+    seconds_saved: float = 0.0
 
     @property
     def kept_normals(self) -> float:
@@ -152,12 +154,20 @@ class Cleaned:
                     writer.writerow([names[self.image_paths[row]], float(self.scores[row]), *truth])
 
 
-Judge = Callable[[AnomalibDataset, Cleaning], tuple[NDArray[np.float32], NDArray[np.bool_]]]
+class Judgement(NamedTuple):
+    """Of N training images the scores and which to leave out, each ``(N,)``, and the seconds that kept scores saved."""
+
+    scores: NDArray[np.float32]
+    left_out: NDArray[np.bool_]
+    seconds_saved: float = 0.0
+
+
+Judge = Callable[[AnomalibDataset, Cleaning], Judgement]
 _PROVIDED: dict[str, Judge] = {}
 
 
 def provide(judge: Judge) -> None:
-    """Say what scores the images of a data set ``(N,)`` and picks those to leave out ``(N,)``."""
+    """Say what scores the images of a data set and picks those to leave out."""
     _PROVIDED["judge"] = judge
 
 
@@ -175,7 +185,7 @@ def clean_dataset(dataset: AnomalibDataset, cleaning: Cleaning, trainer: Trainer
     waits = trainer is not None and not trainer.is_global_zero
     if trainer is not None and waits:
         trainer.strategy.barrier("cleaning")
-    scores, left_out = _PROVIDED["judge"](dataset, cleaning)
+    scores, left_out, saved = _PROVIDED["judge"](dataset, cleaning)
     if trainer is not None and not waits:
         trainer.strategy.barrier("cleaning")
     samples = dataset.samples
@@ -184,7 +194,7 @@ def clean_dataset(dataset: AnomalibDataset, cleaning: Cleaning, trainer: Trainer
         raise ValueError(msg)
     is_noise = samples["is_noise"].to_numpy(dtype=bool) if "is_noise" in samples else np.zeros(len(samples), bool)
     known = is_noise if is_noise.any() else None
-    cleaned = Cleaned([str(path) for path in samples["image_path"]], scores, left_out, known)
+    cleaned = Cleaned([str(path) for path in samples["image_path"]], scores, left_out, known, saved)
     dataset.samples = samples[~left_out]
     _log(cleaned, cleaning)
     return cleaned

@@ -22,6 +22,7 @@ from anomalib_cdd.benchmark.plan import Cell
 from anomalib_cdd.benchmark.records import write_tables
 from anomalib_cdd.cli import fuad
 from anomalib_cdd.cli.entries import ConfigError
+from anomalib_cdd.teachers.patches import nearest_distances
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PADIM = {
@@ -131,6 +132,28 @@ def test_the_same_model_with_and_without_cleaning(make: Make, tmp_path: Path) ->
     config = json.loads(results.loc["cleaned", "config"])
     assert config["data"]["init_args"]["clean"]["share"] == 0.25
     assert json.loads(results.loc["padim", "config"])["data"]["init_args"]["clean"] is None
+
+
+def test_the_seconds_of_a_fit_are_with_those_of_its_cleaning_be_it_done_now_or_read(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def compare(*args: Any) -> Any:
+        nonlocal now
+        now += 100
+        return nearest_distances(*args)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr("anomalib_cdd.cleaning.scorer.nearest_distances", compare)
+    clean = {"share": 0.25, "backbone": "resnet18", "pre_trained": False, "image_size": [32, 32]}
+    small = with_args(PADIM, pre_processor=SMALL)
+    models = {"plain": small, "first": {**small, "clean": clean}}
+    models["second"] = {**with_args(small, n_features=5), "clean": clean}
+    assert fuad.run(make(models=models, seeds=[0])) == 0
+    results = pd.read_csv(tmp_path / "out" / "results.csv").set_index("model")
+    assert results["fit_seconds"].to_dict() == {"plain": 0, "first": 100, "second": 100}
 
 
 @pytest.mark.parametrize(("is_fast", "taken"), [(True, "bf16-mixed"), (False, "32-true")])

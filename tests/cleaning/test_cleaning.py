@@ -6,6 +6,7 @@ import csv
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from samples import make_sample, save
 
 from anomalib_cdd import MVTecNoisy, cleaning
 from anomalib_cdd.data import Cleaning
+from anomalib_cdd.teachers.patches import nearest_distances
+from anomalib_cdd.training import source
 
 LOOK = {"image_size": (96, 96)}
 
@@ -125,16 +128,54 @@ def test_a_damaged_file_of_scores_is_computed_again_with_a_warning(
 ) -> None:
     data = make_data()
     data.setup()
-    [path] = cache.rglob("*.npy")
+    [path] = cache.rglob("*.npz")
     if content == "short":
-        np.save(path, np.zeros(3, dtype=np.float32))
+        np.savez(path, scores=np.zeros(3, dtype=np.float32), seconds=1.0)
     else:
         path.write_bytes(path.read_bytes()[:100] if content else b"")
     again = make_data()
     again.setup()
     assert f"file of scores {path} is damaged" in caplog.text
     assert names(again) == names(data)
-    assert len(np.load(path)) == 15
+    assert len(np.load(path)["scores"]) == 15
+
+
+def test_scores_of_other_code_are_not_taken(
+    make_data: Callable[..., MVTecNoisy], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_data().setup()
+    copy = tmp_path / "changed"
+    copytree(source.PACKAGE, copy, ignore=ignore_patterns("__pycache__"))
+    monkeypatch.setattr(source, "PACKAGE", copy)
+    make_data().setup()
+    assert len(list(cache.rglob("*.npz"))) == 1
+    with (copy / "cleaning" / "recurrence.py").open("a") as file:
+        file.write("LOWEST_SHARE = 0.2\n")
+    make_data().setup()
+    assert len(list(cache.rglob("*.npz"))) == 2
+    monkeypatch.setattr(source, "version", lambda name: "another")
+    make_data().setup()
+    assert len(list(cache.rglob("*.npz"))) == 3
+
+
+def test_scores_that_were_read_say_what_they_took_when_they_were_computed(
+    make_data: Callable[..., MVTecNoisy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def compare(*args: Any) -> Any:
+        nonlocal now
+        now += 100
+        return nearest_distances(*args)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    monkeypatch.setattr("anomalib_cdd.cleaning.scorer.nearest_distances", compare)
+    saved = []
+    for _ in range(3):
+        data = make_data()
+        data.setup()
+        saved.append(data.cleaned.seconds_saved)
+    assert saved == [0, 100, 100]
 
 
 def test_ctrl_c_while_scoring_leaves_no_half_file(

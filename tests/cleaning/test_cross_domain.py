@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.cleaning import cross_domain_scores
 from anomalib_cdd.cleaning.cross_domain import deal, top_mean
+from anomalib_cdd.training import source
 
 TRAINER = {"accelerator": "cpu", "max_epochs": 1}
 TINY = {"backbone": "resnet18", "pre_trained": False}
@@ -97,6 +98,20 @@ def test_a_stopped_run_goes_on_with_what_is_missing(data: MVTecNoisy, tmp_path: 
     assert np.allclose(scores, expected)
     # the scores of another run are no part of this one
     assert run(tmp_path / "scores", seed=1)[0] == 3
+
+
+def test_parts_of_other_code_are_not_taken(
+    data: MVTecNoisy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch()
+
+    def trained() -> int:
+        cross_domain_scores(padim, data, folder=tmp_path, trainer=TRAINER | {"callbacks": [watch]}, progress=False)
+        return len(watch.seen)
+
+    assert trained() == 3
+    monkeypatch.setattr(source, "version", lambda name: "another")
+    assert trained() == 6
 
 
 def test_scores_of_another_size_of_images_are_not_taken(data: MVTecNoisy, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""A hash of this package's code, comments, docstrings and layout aside: what is kept beyond a run depends on it."""
+
+import ast
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import version
+from inspect import getfile
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def code_hash(rooms: Sequence[str], dependencies: Sequence[str], package: Path | None = None) -> str:
+    """Return a hash of code.
+
+    Args:
+        rooms: Folders and files of this package.
+        dependencies: Distributions that count by their versions.
+        package: A copy of this package; ``None`` is this one.
+    """
+    package = package or PACKAGE
+    text = "\n".join([*map(version, dependencies), *(_code(package, room) for room in rooms)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def home_of(kind: type) -> list[str]:
+    """Return the folder of a class as a room; none where it is not of this package."""
+    home = Path(getfile(kind)).parent
+    return [home.relative_to(PACKAGE).as_posix()] if home.is_relative_to(PACKAGE) else []
+
+
+def _code(package: Path, room: str) -> str:
+    """Return the code of a file, or of a folder's files by name."""
+    parts, place = [], package / room
+    for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                node.body = [each for each in node.body if not _is_text(each)]
+        parts += [path.relative_to(package).as_posix(), ast.unparse(tree)]
+    return "\n".join(parts)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
