@@ -119,7 +119,7 @@ class Cleaned:
         scores: How suspicious each is, shape ``(N,)``.
         left_out: Which are no longer in the training set, shape ``(N,)``.
         is_noise: Which were injected, shape ``(N,)``; ``None`` where that is not known.
-        seconds_saved: What judging took when it was done, where its scores were kept from then; 0 where it was done now.
+        seconds_saved: What judging took when its scores were kept; 0 where it was done now.
     """
 
     image_paths: list[str]

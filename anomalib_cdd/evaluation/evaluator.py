@@ -104,8 +104,16 @@ class FuadEvaluator(Evaluator):
                 pl_module.log(NAMES.get(stem, stem) + name[len(stem) :], float(value), sync_dist=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop listening, also after a test that failed."""
+        """Stop listening."""
         super().teardown(trainer, pl_module, stage)
+        self._stop_listening()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop listening: a test that fails is not torn down."""
+        super().on_exception(trainer, pl_module, exception)
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
         if self._hook is not None:
             self._hook.remove()
         self._hook, self._output, self._parts = None, None, []

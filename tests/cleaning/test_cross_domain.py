@@ -100,9 +100,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(data: MVTecNoisy, tmp_path: 
     assert run(tmp_path / "scores", seed=1)[0] == 3
 
 
-def test_parts_of_other_code_are_not_taken(
-    data: MVTecNoisy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_of_other_code_are_not_taken(data: MVTecNoisy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch()
 
     def trained() -> int:

@@ -345,7 +345,7 @@ def test_omegaconf_lists_become_plain_data(make_data: Data, make_engine: Engines
     torch.load(engine.trainer.checkpoint_callback.best_model_path, weights_only=True)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_lower_precision_trains_to_about_the_same(
     make_model: Model,
     make_data: Data,
@@ -430,7 +430,8 @@ def test_images_are_decoded_once(
     assert len(reads) == 15 + 1 + 15  # and once for the thresholds
     reads.clear()
     make_engine(2).fit(make_model(cache=False), datamodule=data)
-    assert len(reads) > 2 * 15 * 3
+    # two passes of an epoch that trains domain students, one of the next, the report's scale and the thresholds
+    assert len(reads) == 1 + (2 + 1 + 1 + 1) * 15
 
 
 def test_the_datamodule_is_left_as_it_was(make_model: Model, make_data: Data, make_engine: Engines) -> None:
