@@ -59,7 +59,7 @@ def test_a_folder_is_audited(folder_root: Path, tmp_path: Path, monkeypatch: pyt
     shutil.copytree(folder_root / "good", tmp_path / "my" / "folder")
     monkeypatch.chdir(tmp_path)
     type_in(typed("anomalib-cdd audit"))
-    assert (tmp_path / "results" / "audit" / "index.html").exists()
+    assert (tmp_path / "results" / "audit" / "folder" / "index.html").exists()
 
 
 def test_what_is_installed_and_made_is_there() -> None:
