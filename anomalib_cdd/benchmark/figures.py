@@ -181,6 +181,8 @@ def example_cells(done: pd.DataFrame) -> pd.DataFrame:
 def curves_caption(done: pd.DataFrame, along: str = "noise_ratio") -> str:
     """Say what the curves show, and whether all their points are of the same seeds."""
     caption = "Means over the seeds, with bands of one standard deviation."
+    if along == "noise_ratio":
+        caption += _missing(done)
     points = {point: tuple(sorted(set(part["seed"]))) for point, part in done.groupby([along, "model"])}
     if len(set(points.values())) < 2:
         return caption
@@ -194,6 +196,16 @@ def curves_caption(done: pd.DataFrame, along: str = "noise_ratio") -> str:
         f"{caption} Not the same seeds at every point, and such means are not comparable: most have "
         f"{', '.join(map(str, most))}, but {fewer}."
     )
+
+
+def _missing(done: pd.DataFrame) -> str:
+    """Name the models that were not measured at every noise ratio, and where they were not."""
+    ratios = set(done["noise_ratio"])
+    lacking = {model: sorted(ratios - set(part["noise_ratio"])) for model, part in done.groupby("model", sort=False)}
+    listed = "; ".join(
+        f"{model} at {', '.join(f'{r:g}' for r in without)}" for model, without in lacking.items() if without
+    )
+    return f" Not measured: {listed}." if listed else ""
 
 
 def _without(models: list[str], kept: Mapping[str, object]) -> str:

@@ -43,6 +43,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 KIND_COLOURS = {"normal": "#9A9A9A", "anomalous": "#000000", "injected": "#D55E00"}
 BINS = 24
 PANELS_A_ROW = 3
+MOST_TICKS = 8
 PAD = 0.09  # inches
 
 
@@ -65,7 +66,7 @@ def curves(
 ) -> Figure:
     """Draw each measure of one data set over the noise ratio: means over the seeds, bands of one standard deviation.
 
-    A model that has one point alone, such as one that trains for one epoch, is a level line.
+    A model that has one point alone is a marker with a bar; over the epochs, one that trains for one, a level line.
 
     Args:
         done: ``model``, ``seed``, the measures and what they are drawn along, of one data set.
@@ -85,7 +86,8 @@ def curves(
             _curve(panel, group, name, along, str(model), look[str(model)])
         panel.set_title(titles[name], fontsize=11)
         panel.set_xlabel(along.replace("_", " "))
-        panel.set_xticks(sorted(done[along].unique()))
+        ticks = sorted(done[along].unique())
+        panel.set_xticks(ticks[:: -(-len(ticks) // MOST_TICKS)])
         _plain_axes(panel)
     for panel in panels[len(names) :]:
         panel.remove()
@@ -97,12 +99,15 @@ def _curve(panel: Axes, group: pd.DataFrame, name: str, along: str, model: str, 
     points = group.groupby(along)[name].agg(["mean", "std"]).dropna(subset=["mean"])
     if points.empty:
         return
-    if len(points) == 1:
-        panel.axhline(points["mean"].item(), ls=style.dash, color=style.colour, label=model)
-        return
     ratios, means = points.index.to_numpy(), points["mean"].to_numpy()
     deviations = points["std"].fillna(0).to_numpy()
+    if len(points) == 1 and along == "epoch":
+        panel.axhline(means.item(), ls=style.dash, color=style.colour, label=model)
+        return
     panel.plot(ratios, means, style.dash, color=style.colour, marker=style.marker, markersize=5, label=model)
+    if len(points) == 1:  # a band has no width there
+        panel.vlines(ratios, means - deviations, means + deviations, color=style.colour)
+        return
     panel.fill_between(ratios, means - deviations, means + deviations, color=style.colour, alpha=0.18, linewidth=0)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import _pylab_helpers
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 from anomalib_cdd.benchmark import figures
@@ -63,6 +64,32 @@ def test_without_masks_there_are_no_panels_of_pixels(make_grid: Any) -> None:
 def test_one_noise_ratio_makes_no_curve(make_grid: Any, output: Path) -> None:
     drawn = draw(make_grid(noise_ratios=(0.1,)), pd.DataFrame(), output)
     assert [picture.kind for picture in drawn.pictures] == ["histograms", "heat_maps"]
+
+
+def test_a_model_of_one_noise_ratio_is_a_point_with_a_bar_and_is_named(make_grid: Any) -> None:
+    frame = make_grid(noise_ratios=(0.2, 0.0, 0.1))
+    frame = frame[(frame["model"] != "rd") | (frame["noise_ratio"] == 0.1)]
+    of_rd = frame[frame["model"] == "rd"]
+    figure = curves(frame, LOOK)
+    for title, panel in zip(RATIO_CURVES, figure.axes, strict=True):
+        bars = [each for each in panel.collections if isinstance(each, LineCollection)]
+        [point] = [line for line in panel.lines if line.get_label() == "rd"]
+        mean, deviation = of_rd[title].mean(), of_rd[title].std()
+        assert point.get_marker() == LOOK["rd"].marker
+        np.testing.assert_allclose(point.get_xydata(), [[0.1, mean]])
+        [ends] = bars[0].get_segments()
+        np.testing.assert_allclose(ends, [[0.1, mean - deviation], [0.1, mean + deviation]])
+    assert curves_caption(frame).endswith("Not measured: rd at 0, 0.2.")
+    assert "Not measured" not in curves_caption(frame[frame["model"] != "rd"])
+
+
+@pytest.mark.parametrize("epochs", [6, 60])
+def test_the_ticks_of_a_long_training_can_be_read(epochs: int) -> None:
+    points = [{"model": "cdd", "seed": 0, "epoch": epoch, "image_AUROC": 0.5} for epoch in range(1, epochs + 1)]
+    [panel] = curves(pd.DataFrame(points), LOOK, "epoch", EPOCH_CURVES).axes
+    ticks = panel.get_xticks().tolist()
+    assert ticks[0] == 1
+    assert len(ticks) in range(6, 9)
 
 
 def test_curves_of_different_seeds_say_so(make_grid: Any) -> None:
