@@ -23,7 +23,6 @@ from anomalib_cdd.training.report import report_of
 
 Arrays = dict[str, NDArray[Any]]
 
-PIXEL_BINS = 1024
 EXAMPLES = 5
 # numpy quotes the bytes that it could not make sense of
 LONGEST_REASON = 200
@@ -110,7 +109,7 @@ def threshold_measures(
         return measures
     cut = float(post_processor.pixel_threshold)
     inside, outside = test.maps[test.masks], test.maps[~test.masks]
-    pixels = _f1_measures(inside, outside, cut, _best_pixel_f1(inside, outside, cut)) | {
+    pixels = _f1_measures(inside, outside, cut, _best_pixel_f1(inside, outside)) | {
         "false_alarms": float((test.maps[test.labels == 0] > cut).mean()),
         "false_alarm_rate": post_processor.pixel_false_alarm_rate,
     }
@@ -122,11 +121,12 @@ def _f1_measures(bad: NDArray[Any], good: NDArray[Any], cut: float, best: float)
     return {"F1": reached, "F1_best": best, "F1_ratio": reached / best}
 
 
-def _best_pixel_f1(inside: NDArray[Any], outside: NDArray[Any], cut: float) -> float:
-    """Return the best F1 of the edges of a histogram and ``cut``: the thresholds of every pixel are too many."""
-    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), PIXEL_BINS)
-    found, false = (np.histogram(values, edges)[0][::-1].cumsum() for values in (inside, outside))
-    return max(float((2 * found / (found + false + inside.size)).max()), f1(inside, outside, cut))
+def _best_pixel_f1(inside: NDArray[Any], outside: NDArray[Any]) -> float:
+    """Return the best F1 of any threshold, which is at a pixel of a defect: between two of them only others change."""
+    thresholds, counts = np.unique(inside, return_counts=True)
+    found = counts[::-1].cumsum()[::-1]
+    false = outside.size - np.searchsorted(np.sort(outside), thresholds)
+    return float((2 * found / (found + false + inside.size)).max())
 
 
 def save(path: Path, arrays: Arrays) -> None:
