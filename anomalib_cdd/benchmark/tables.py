@@ -176,7 +176,7 @@ def seed_notes(group: pd.DataFrame, short: bool = False) -> tuple[str, ...]:
 
 def ranks(column: Sequence[float] | pd.Series) -> list[int]:
     """Return 1 for the largest value of a column as printed, 2 for the second largest, else 0; none where all agree."""
-    values = np.round(np.asarray(column, dtype=float), DECIMALS)
+    values = np.array([float(f"{value:.{DECIMALS}f}") for value in column])
     order = np.unique(values[~np.isnan(values)])[::-1].tolist()
     if len(order) < 2:
         return [0] * len(values)
