@@ -67,6 +67,8 @@ def ask_of(cell: Cell, machines: Sequence[Machine], cores: int | None) -> Ask:
 
 def _number(devices: Any) -> int:
     """Return how many devices a trainer asks for: Ray shows a task no others, so all there are is one."""
+    if "," in str(devices):  # which ones, in the trainer's text
+        devices = [number for number in str(devices).strip("[]").split(",") if number.strip()]
     if isinstance(devices, list):
         return len(devices)
     return max(1, int(devices)) if str(devices).isdigit() else 1

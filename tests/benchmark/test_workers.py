@@ -213,6 +213,7 @@ EIGHT_GPUS, BARE = {"CPU": 64.0, "GPU": 8.0}, {"CPU": 16.0}
     [
         ({}, [EIGHT_GPUS], None, (8, 1), 8),
         ({"devices": 2}, [EIGHT_GPUS], None, (16, 2), 4),
+        ({"devices": "0,1"}, [EIGHT_GPUS], None, (16, 2), 4),
         ({"accelerator": "gpu", "devices": -1}, [EIGHT_GPUS, BARE], None, (8, 1), 8),
         ({"accelerator": "cpu"}, [BARE] * 4, None, (16, 0), 4),
         ({"accelerator": "cpu"}, [EIGHT_GPUS, BARE], None, (16, 0), 5),
