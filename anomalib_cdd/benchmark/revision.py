@@ -16,7 +16,7 @@ from anomalib_cdd.training.source import PACKAGE, code_hash, home_of
 
 ROOMS = (
     *("cleaning", "data", "evaluation", "teachers", "thresholds", "training"),
-    *("benchmark/cell.py", "benchmark/course.py", "benchmark/scores.py"),
+    *("benchmark/cell.py", "benchmark/course.py", "benchmark/scores.py", "cli/entries.py"),
 )
 UNKNOWN = "unknown"
 

@@ -39,6 +39,7 @@ def git(folder: Path, *arguments: str) -> str:
         ("models/cdd/domains.py", "def batches(", "A = 1\n\n\ndef batches(", True, False),
         ("data/noise.py", "def relative_names(", "A = 1\n\n\ndef relative_names(", True, True),
         ("benchmark/scores.py", "def threshold_measures(", "A = 1\n\n\ndef threshold_measures(", True, True),
+        ("cli/entries.py", '"limit_val_batches": 0', '"limit_val_batches": 1', True, True),
         ("benchmark/tables.py", "DECIMALS = 3", "DECIMALS = 4", False, False),
     ],
 )
