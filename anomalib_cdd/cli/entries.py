@@ -62,7 +62,7 @@ def resolve_model(name: str, entry: Entry) -> tuple[Entry, Entry]:
 
     Args:
         name: What error messages call the entry, such as ``models.rd``.
-        entry: ``class_path``, ``init_args`` and ``trainer``.
+        entry: ``class_path``, ``init_args`` and ``trainer``; ``clean`` is the grid's.
 
     Returns:
         The model in plain data that JSON can hold, and the trainer's arguments as far as they are written.
@@ -70,9 +70,9 @@ def resolve_model(name: str, entry: Entry) -> tuple[Entry, Entry]:
     Raises:
         ConfigError: If the class does not exist or takes no such argument.
     """
-    _check_keys(name, entry, {"class_path", "init_args", "trainer"})
+    _check_keys(name, entry, {"class_path", "init_args", "trainer", "clean"})
     trainer = entry.get("trainer") or {}
-    model = {key: value for key, value in entry.items() if key != "trainer"}
+    model = {key: value for key, value in entry.items() if key not in {"trainer", "clean"}}
     resolved = _resolve(name, {"model": model, "trainer": trainer})
     resolved["model"].setdefault("init_args", {})
     return resolved["model"], {key: resolved["trainer"][key] for key in trainer}
@@ -112,7 +112,8 @@ def _reason(error: ArgumentError) -> str:
 def _check_keys(name: str, entry: Entry, known: set[str]) -> None:
     unknown = sorted(set(entry) - known)
     if unknown or "class_path" not in entry:
-        msg = f"{name}: {f'unknown key {unknown[0]!r}' if unknown else 'no class_path'}. Known: {sorted(known)}."
+        fault = f"unknown key {unknown[0]!r}" if unknown else "no class_path"
+        msg = f"{name}: {fault}. Known: {sorted(known)}; on the command line an entry is given whole, as JSON."
         raise ConfigError(msg)
 
 

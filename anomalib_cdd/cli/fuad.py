@@ -67,9 +67,14 @@ def run(config: Namespace) -> int:
         ConfigError: If the configuration is wrong, before anything runs.
     """
     cells = cells_of(config)
+    if config.data_root is not None and config.ray_address is None and not Path(config.data_root).is_dir():
+        msg = f"--data_root {config.data_root} is no folder. Name the one that the images are in, or make it first."
+        raise ConfigError(msg)
     if config.dry_run:
-        for cell in cells:
-            print("done  " if is_done(read_record(config.output, cell)) else "to do ", cell)
+        done = [is_done(read_record(config.output, cell)) for cell in cells]
+        for cell, is_over in zip(cells, done, strict=True):
+            print("done  " if is_over else "to do ", cell)
+        print(f"{len(cells)} cells: {len(cells) - sum(done)} to do, {sum(done)} done")
         return 0
     try:
         (config.output / CELLS).mkdir(parents=True, exist_ok=True)
@@ -94,6 +99,12 @@ def cells_of(config: Namespace) -> list[Cell]:
         if not getattr(config, key):
             msg = f"The grid's {key!r} is empty. Give at least one, see configs/fuad.yaml."
             raise ConfigError(msg)
+    for key in ("seeds", "noise_ratios"):
+        values = getattr(config, key)
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            msg = f"{key} has {twice[0]} more than once: each of its cells would count as many times. Give it once."
+            raise ConfigError(msg)
     if config.measure_every is not None and config.measure_every < 1:
         msg = f"measure_every is {config.measure_every}; it is a number of epochs, at least 1."
         raise ConfigError(msg)
@@ -112,7 +123,7 @@ def cells_of(config: Namespace) -> list[Cell]:
         _refuse_set_by_grid("models", name, entry)
         if entry.get("clean") is not None:
             cleaning[name] = _resolve_cleaning(f"models.{name}", entry["clean"])
-        models[name] = resolve_model(f"models.{name}", {key: entry[key] for key in entry if key != "clean"})
+        models[name] = resolve_model(f"models.{name}", entry)
     return plan(data, models, config.noise_ratios, config.seeds, config.measure_every, cleaning)
 
 

@@ -7,13 +7,16 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from jsonargparse import Namespace
+from torch import nn
 
 import anomalib_cdd
 from anomalib_cdd.benchmark import cell as one_cell
@@ -171,6 +174,35 @@ def test_bf16_is_taken_where_it_is_fast_and_the_results_say_which(
     assert json.loads(results["config"][0])["trainer"] == {"precision": "bf16-mixed"}
 
 
+def test_device_and_precision_are_of_the_trainer_and_not_of_the_machine(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(one_cell, "computes_in_bf16", lambda device: device.type == "cuda")
+    monkeypatch.setattr(one_cell, "Engine", lambda **trainer: fail())
+    padim = with_args(PADIM, pre_processor=SMALL)
+    models = {name: {**padim, "trainer": {"precision": "bf16-mixed", "accelerator": name}} for name in ("cpu", "auto")}
+    assert fuad.run(make(seeds=[0], models=models)) == 2
+    results = pd.read_csv(tmp_path / "out" / "results.csv").set_index("model")
+    assert results["device"].to_dict() == {"cpu": "cpu", "auto": "cuda"}
+    assert results["precision"].to_dict() == {"cpu": "32-true", "auto": "bf16-mixed"}
+
+
+def test_the_seconds_of_inference_are_those_of_the_quickest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, taken = 0.0, iter([1.0, *[8.0] * 6, *[4.0] * 99])  # a warm-up and another process before
+
+    class Model(nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, images: torch.Tensor) -> None:
+            nonlocal now
+            now += next(taken)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    data = SimpleNamespace(test_dataloader=lambda: [SimpleNamespace(image=torch.zeros(2, 3, 8, 8))])
+    assert one_cell.inference_seconds(Model(), data, torch.device("cpu")) == 2
+
+
 def fail() -> None:
     msg = "no training"
     raise RuntimeError(msg)
@@ -255,9 +287,10 @@ def test_a_dry_run_lists_the_cells(make: Make, trained: list[str], capsys: pytes
     fuad.run(make(seeds=[1]))
     capsys.readouterr()
     fuad.run(make("--dry-run"))
-    assert capsys.readouterr().out.split("\n")[:2] == [
+    assert capsys.readouterr().out.splitlines() == [
         "to do  tiles noise 0.5 padim seed 0",
         "done   tiles noise 0.5 padim seed 1",
+        "2 cells: 1 to do, 1 done",
     ]
     assert len(trained) == 1
 
@@ -279,7 +312,9 @@ def test_the_seed_reaches_injection_and_model(make: Make) -> None:
     [
         ({"models": {"padim": with_args(PADIM, n_featurez=5)}}, "models.padim.*n_featurez"),
         ({"models": {"padim": {**PADIM, "trainer": {"max_epoch": 1}}}}, "models.padim.*max_epoch"),
-        ({"models": {"padim": {**PADIM, "trainr": {}}}}, "models.padim: unknown key 'trainr'"),
+        ({"models": {"padim": {**PADIM, "trainr": {}}}}, "models.padim: unknown key 'trainr'.*'clean'.*as JSON"),
+        ({"seeds": [0, 1, 0]}, "seeds has 0 more than once"),
+        ({"noise_ratios": [0.1, 0.5, 0.10]}, "noise_ratios has 0.1 more than once"),
         ({"models": {"padim": {"init_args": {}}}}, "models.padim: no class_path"),
         ({"models": {"padim": {**PADIM, "clean": {"shar": 0.1}}}}, "models.padim.clean.*shar"),
         ({"models": {"padim": {**PADIM, "clean": {"share": 2}}}}, "models.padim.clean.*share.*2"),
@@ -300,6 +335,16 @@ def test_what_is_wrong_is_named_before_anything_runs(
 ) -> None:
     with pytest.raises(ConfigError, match=named):
         fuad.run(make(**changes))
+    assert trained == []
+
+
+@pytest.mark.parametrize("argv", [(), ("--dry-run",)])
+def test_a_data_root_that_is_not_there_is_refused_and_not_made(
+    make: Make, trained: list[str], tmp_path: Path, argv: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError, match=f"--data_root {tmp_path / 'nowhere'} is no folder"):
+        fuad.run(make("--data_root", str(tmp_path / "nowhere"), *argv))
+    assert not (tmp_path / "nowhere").exists()
     assert trained == []
 
 
