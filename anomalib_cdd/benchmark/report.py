@@ -45,7 +45,7 @@ READING = {
     ),
     "steps, fit_seconds, inference_seconds": (
         "Optimiser steps that the trainer counted; seconds of the fit, without those of measuring in its course; "
-        "seconds an image of a batch that the trained model scores, in fp32, without reading files."
+        "seconds an image of a batch that the trained model scores, the least of 20 in fp32, without reading files."
     ),
     "Exact configurations": "In results.csv, one row per cell.",
 }
@@ -134,6 +134,8 @@ def _cell_name(row: dict) -> str:
 
 def _measured_with(done: pd.DataFrame) -> str:
     """Return versions and devices, all of them where cells differ."""
+    if done.empty:
+        return ""
     known = ("anomalib_cdd", "commit", "anomalib", "torch", "python", "device", "precision")
     names = [name for name in known if name in done]
     return ", ".join(f"{name} {' and '.join(sorted(set(done[name].astype(str))))}" for name in names)

@@ -89,6 +89,7 @@ def test_seconds_are_whole_and_the_quickest_is_no_best() -> None:
         ([0.9, 0.8, 0.7], [1, 2, 0]),
         ([0.9, 0.9, 0.7], [1, 1, 2]),
         ([0.90001, 0.9, 0.7], [1, 1, 2]),  # as printed
+        ([0.0005, 0.001, 0.0], [1, 1, 2]),  # .0005 is printed as 0.001
         ([0.9, np.nan, 0.7], [1, 0, 2]),
         ([0.9, 0.9], [0, 0]),
         ([0.9], [0]),
@@ -118,6 +119,13 @@ def test_what_failed_is_listed_with_its_cell() -> None:
     assert "- tiles, noise ratio 0.1, a, seed 1: `RuntimeError: no 'memory' | left`" in text
     assert "tiles, noise ratio 0.1, a, seed 1: <code>RuntimeError: no `memory` | left</code>" in html
     assert "| a | 1 | 0.800 |" in text  # the failed seed counts for nothing
+
+
+def test_where_every_cell_failed_nothing_is_said_of_what_measured() -> None:
+    frame = results({"a": (0.8,)}, anomalib_cdd="0.2", device="cpu").assign(status="failed", error="E")
+    assert "Measured with" in markdown(frame.assign(status="done"))
+    assert "Measured with" not in markdown(frame) + page(frame)
+    assert "<footer>" not in page(frame)
 
 
 def test_models_keep_the_order_of_the_grid_whichever_cell_failed() -> None:
