@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""A real browser for the audit's page: Debian's Chromium, without a window, driven by Playwright."""
+"""A real browser for the audit's page: Chrome or Debian's Chromium, without a window, driven by Playwright."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ WINDOW = {"width": 1280, "height": 1400}  # high enough for a dozen cards
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("No Chromium: apt-get install chromium")
+    # Chrome first: Chromium may be Ubuntu's, a snap that cannot read /tmp
+    found = [path for name in ("google-chrome", "chromium", "chromium-browser") if (path := shutil.which(name))]
+    if not found:
+        pytest.skip("No Chrome or Chromium: apt-get install chromium")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
         yield browser
         browser.close()
 
