@@ -201,11 +201,12 @@ def curves_caption(done: pd.DataFrame, along: str = "noise_ratio") -> str:
 def _missing(done: pd.DataFrame) -> str:
     """Name the models that were not measured at every noise ratio, and where they were not."""
     ratios = set(done["noise_ratio"])
-    lacking = {model: sorted(ratios - set(part["noise_ratio"])) for model, part in done.groupby("model", sort=False)}
-    listed = "; ".join(
-        f"{model} at {', '.join(f'{r:g}' for r in without)}" for model, without in lacking.items() if without
-    )
-    return f" Not measured: {listed}." if listed else ""
+    listed = []
+    for model, part in done.groupby("model", sort=False):
+        lacking = sorted(ratios - set(part["noise_ratio"]))
+        if lacking:
+            listed.append(f"{model} at {', '.join(f'{ratio:g}' for ratio in lacking)}")
+    return f" Not measured: {'; '.join(listed)}." if listed else ""
 
 
 def _without(models: list[str], kept: Mapping[str, object]) -> str:
