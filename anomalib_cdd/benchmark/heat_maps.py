@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from anomalib_cdd.training.reading import read_for_display
-from anomalib_cdd.training.visualization import crop_margins
+from anomalib_cdd.training.visualization import crop_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,12 +47,12 @@ class Frame(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """One model's examples: its maps by image path, where they lie, and the ends of its colour scale."""
+    """One model's examples: its maps by image path, its pre-processing, and the ends of its colour scale."""
 
     maps: dict[str, NDArray[np.float32]]
     masks: dict[str, NDArray[np.bool_]]
     labels: dict[str, int]
-    frame: Frame
+    transform: Compose | None
     scale: tuple[float, float]
 
 
@@ -70,20 +70,24 @@ def heat_maps(arrays: Mapping[str, Arrays], configs: Mapping[str, dict], look: M
     figure = Figure(figsize=(1.6 * (len(shown) + 1) + 0.5, 1.62 * len(paths) + 0.4), layout=layout)
     axes = figure.subplots(len(paths), len(shown) + 1, squeeze=False)
     for path, row in zip(paths, axes, strict=True):
-        _image(row[0], path, [examples for examples in shown.values() if path in examples.maps])
-        for examples, panel in zip(shown.values(), row[1:], strict=True):
+        photo = _photo(Path(path))
+        size = (photo.height, photo.width) if photo else None
+        frames = {model: _frame(examples.transform, size) for model, examples in shown.items()}
+        holders = [model for model, examples in shown.items() if path in examples.maps]
+        _image(row[0], path, photo, shown[holders[0]], frames[holders[0]])
+        for (model, examples), panel in zip(shown.items(), row[1:], strict=True):
             if path in examples.maps:
                 panel.imshow(
                     examples.maps[path],
                     cmap=COLOUR_MAP,
                     vmin=examples.scale[0],
                     vmax=examples.scale[1],
-                    extent=examples.frame,
+                    extent=frames[model],
                     aspect="auto",
                 )
-                _outline(panel, path, examples)
-    for panel in axes.flat:
-        _crop(panel, [examples.frame for examples in shown.values()])
+                _outline(panel, path, examples, frames[model])
+        for panel in row:
+            _crop(panel, list(frames.values()))
     axes[0, 0].set_title("image", fontsize=10)
     for model, panel in zip(shown, axes[0, 1:], strict=True):
         panel.set_title(model, color=look[model].colour, fontweight="bold", fontsize=10)
@@ -95,21 +99,30 @@ def _shown(kept: Arrays, config: dict[str, Any]) -> Shown:
     masks = dict(zip(paths, kept["example_masks"], strict=True)) if "example_masks" in kept else {}
     low, high = np.quantile(maps[np.isfinite(maps)], COLOUR_QUANTILES)
     labels = dict(zip(paths, kept["example_labels"].tolist(), strict=True))
-    return Shown(dict(zip(paths, maps, strict=True)), masks, labels, frame_of(config), (float(low), float(high)))
+    return Shown(dict(zip(paths, maps, strict=True)), masks, labels, _transform(config), (float(low), float(high)))
 
 
-def frame_of(config: dict[str, Any]) -> Frame:
+def frame_of(config: dict[str, Any], size: tuple[int, int] | None = None) -> Frame:
     """Return what part of an image a model sees: the crop of its pre-processing, or else the whole image.
 
     Args:
         config: The model's ``class_path`` and ``init_args``, with every default.
+        size: Height and width of the image, where they are known.
     """
-    steps = _steps(config)
-    margins = crop_margins(Compose(steps)) if steps else None
-    if not margins or not any(margins):
+    return _frame(_transform(config), size)
+
+
+def _frame(transform: Compose | None, size: tuple[int, int] | None) -> Frame:
+    margins, resized = crop_of(transform, size)
+    if not any(margins):
         return Frame()
-    height, width = next(step.size for step in steps if isinstance(step, Resize))
+    height, width = resized
     return Frame(margins.left / width, 1 - margins.right / width, 1 - margins.bottom / height, margins.top / height)
+
+
+def _transform(config: dict[str, Any]) -> Compose | None:
+    steps = _steps(config)
+    return Compose(steps) if steps else None
 
 
 def _steps(config: dict[str, Any]) -> list[Any]:
@@ -128,26 +141,27 @@ def _steps(config: dict[str, Any]) -> list[Any]:
     return [cls(entry["init_args"]["size"]) for cls, entry in classes if cls is not None]
 
 
-def _image(panel: Axes, path: str, examples: list[Shown]) -> None:
-    label = {0: "normal", 1: "anomalous"}.get(examples[0].labels[path], "unknown")
+def _image(panel: Axes, path: str, photo: Image.Image | None, examples: Shown, frame: Frame) -> None:
+    label = {0: "normal", 1: "anomalous"}.get(examples.labels[path], "unknown")
     name = Path(path).name
     panel.set_ylabel(f"{label}\n{name if len(name) <= NAME_LENGTH else '…' + name[-NAME_LENGTH:]}", fontsize=7)
-    size = examples[0].maps[path].shape
-    try:
-        panel.imshow(_read(Path(path), size), extent=Frame(), aspect="auto")
-    except (OSError, ValueError):
+    if photo is None:
         panel.text(0.5, 0.5, "image\nnot found", ha="center", va="center", fontsize=8, color="#555555")
         return
-    _outline(panel, path, examples[0])
+    height, width = examples.maps[path].shape
+    panel.imshow(photo.resize((2 * width, 2 * height)), extent=Frame(), aspect="auto")
+    _outline(panel, path, examples, frame)
 
 
-def _read(path: Path, size: tuple[int, ...]) -> Image.Image:
-    """Read an image, scaled to about the size of a map."""
-    return read_for_display(path).resize((2 * size[1], 2 * size[0]))
+def _photo(path: Path) -> Image.Image | None:
+    try:
+        return read_for_display(path)
+    except (OSError, ValueError):
+        return None
 
 
-def _outline(panel: Axes, path: str, examples: Shown) -> None:
-    mask, frame = examples.masks.get(path), examples.frame
+def _outline(panel: Axes, path: str, examples: Shown, frame: Frame) -> None:
+    mask = examples.masks.get(path)
     if mask is None or not mask.any() or mask.all():
         return
     height, width = mask.shape

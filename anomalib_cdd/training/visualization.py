@@ -36,22 +36,30 @@ class Margins(NamedTuple):
     bottom: int = 0
 
 
-def crop_margins(transform: Any) -> Margins:  # any transform that a model may have
-    """Return what a model's pre-processing crops after its resize to a fixed size; nothing where it does not.
+def crop_margins(transform: Any, image_size: tuple[int, int] | None = None) -> Margins:
+    """Return what a model's pre-processing crops after its resize; nothing where it does not, see :func:`crop_of`."""
+    return crop_of(transform, image_size)[0]
+
+
+def crop_of(transform: Any, image_size: tuple[int, int] | None = None) -> tuple[Margins, tuple[int, ...]]:
+    """Return what a model's pre-processing crops after its resize, and the height and width of what it crops.
 
     Args:
-        transform: The transform of a pre-processor.
+        transform: The transform of a pre-processor, whatever a model has.
+        image_size: Height and width of the image; a resize of one side is known with it alone.
     """
     steps = transform.transforms if isinstance(transform, Compose) else [transform]
     size: tuple[int, ...] = ()
     for step in steps:
         if isinstance(step, Resize) and step.size is not None and len(step.size) == 2:
             size = tuple(step.size)
+        elif isinstance(step, Resize) and image_size is not None:
+            size = tuple(step(torch.empty(1, *image_size, device="meta")).shape[-2:])
         elif isinstance(step, CenterCrop) and size:
             height, width = step.size
             top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
-            return Margins(left, size[1] - width - left, top, size[0] - height - top)
-    return Margins()
+            return Margins(left, size[1] - width - left, top, size[0] - height - top), size
+    return Margins(), size
 
 
 def uncrop(maps: Tensor, margins: Margins) -> Tensor:
@@ -78,20 +86,22 @@ class UncroppedVisualizer(ImageVisualizer):
     ) -> None:
         """Draw the batch; anomalib calls this after batches of a prediction too."""
         del outputs, batch_idx, dataloader_idx
-        margins = crop_margins(getattr(pl_module.pre_processor, "transform", None))
+        transform = getattr(pl_module.pre_processor, "transform", None)
         reader = getattr(pl_module, "reader", None)
         datamodule: Any = getattr(trainer, "datamodule", None)
         self.output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
         for item in batch:
-            drawn = copy.copy(item)
-            for name in ("anomaly_map", "pred_mask", "gt_mask"):
-                value = getattr(item, name, None)
-                if value is not None and any(margins):
-                    setattr(drawn, name, uncrop(value, margins))
+            drawn, size = copy.copy(item), None
             if item.image_path:
                 # anomalib's own reading would be dark or white, or lie on its side
                 photo = read_for_display(item.image_path, reader and reader.white)
                 drawn.image, drawn.image_path = to_dtype(to_image(photo), torch.float32, scale=True), None
+                size = (photo.height, photo.width)
+            margins = crop_margins(transform, size)
+            for name in ("anomaly_map", "pred_mask", "gt_mask"):
+                value = getattr(item, name, None)
+                if value is not None and any(margins):
+                    setattr(drawn, name, uncrop(value, margins))
             picture = self.visualize(drawn)
             if isinstance(picture, Image.Image):
                 place: Any = {key: getattr(datamodule, key, None) for key in ("name", "category")}

@@ -264,6 +264,18 @@ def test_the_crop_of_a_pre_processor_that_is_not_written_out(model: dict[str, An
     assert tuple(frame_of(model)) == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"), [((512, 1024), (9 / 32, 23 / 32, 15 / 16, 1 / 16)), (None, (0, 1, 1, 0))]
+)
+def test_the_crop_after_a_resize_of_one_side_is_that_of_the_image(size: tuple | None, expected: tuple) -> None:
+    steps = [
+        {"class_path": name, "init_args": {"size": side}} for name, side in (("v2.Resize", 256), ("v2.CenterCrop", 224))
+    ]
+    transform = {"class_path": "v2.Compose", "init_args": {"transforms": steps}}
+    model = {"class_path": "some.Model", "init_args": {"pre_processor": {"init_args": {"transform": transform}}}}
+    assert tuple(frame_of(model, size)) == expected
+
+
 # --------------------------------------------------------------------------------------------------- what goes wrong
 
 

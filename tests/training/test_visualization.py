@@ -34,14 +34,17 @@ def test_margins_are_what_the_crop_takes(steps: list, expected: Margins) -> None
         inside = back != 0
         assert torch.equal(back[inside], image[inside])
     assert crop_margins(None) == Margins()
+    # the short side becomes 256, the long one 512
+    assert crop_margins(Compose([Resize(256), CenterCrop(224)]), (300, 600)) == Margins(144, 144, 16, 16)
 
 
-def test_a_defect_is_drawn_over_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", [(256, 256), 256])
+def test_a_defect_is_drawn_over_itself(tmp_path: Path, side: int | tuple[int, int]) -> None:
     """A white square in a corner of the crop: the hottest pixels of the overlay lie on it."""
     image = np.full((256, 256, 3), 60, dtype=np.uint8)
     image[20:50, 20:50] = 255
     Image.fromarray(image).save(tmp_path / "square.png")
-    transform = Compose([Resize((256, 256)), CenterCrop(224)])
+    transform = Compose([Resize(side), CenterCrop(224)])
     cropped = transform(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
     batch = ImageBatch(
         image=cropped,
