@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +30,7 @@ from anomalib_cdd.audit.scores import (
 from anomalib_cdd.cli.entries import ConfigError
 from anomalib_cdd.data import FolderNoisy
 from anomalib_cdd.data.manifest import read_review
-from anomalib_cdd.teachers.backbones import PYPI_TEACHER
+from anomalib_cdd.teachers.backbones import PYPI_TEACHER, check_backbone
 from anomalib_cdd.training.images import TrainingImages
 
 DOMAINS = 3
@@ -115,7 +116,8 @@ def run(config: Namespace) -> Path:
 def _check(config: Namespace) -> None:
     """Refuse at once what would fail after minutes."""
     if not config.data.is_dir():
-        msg = f"--data {config.data}: there is no such folder."
+        what = "this is a file: name its folder" if config.data.is_file() else "there is no such folder"
+        msg = f"--data {config.data}: {what}."
         raise ConfigError(msg)
     if config.ckpt_path is not None and not config.ckpt_path.is_file():
         msg = f"--ckpt_path {config.ckpt_path}: there is no such file."
@@ -125,6 +127,17 @@ def _check(config: Namespace) -> None:
     ):
         msg = f"--model {config.model}: it takes class_path, init_args and trainer."
         raise ConfigError(msg)
+    if config.model is None and config.ckpt_path is None:
+        try:
+            check_backbone(config.backbone)
+        except ValueError as error:
+            msg = f"--backbone {config.backbone}: {error}"
+            raise ConfigError(msg) from error
+    elif config.backbone != PYPI_TEACHER:
+        msg = f"--backbone {config.backbone} is for an audit without --model and --ckpt_path: a model has its own."
+        raise ConfigError(msg)
+    if config.model is not None:
+        model_class(config.model["class_path"] if isinstance(config.model, dict) else config.model)
     if config.domains is not None and (config.ckpt_path is not None or config.model is None):
         msg = f"--domains {config.domains} is for a --model that is trained here, without --ckpt_path."
         raise ConfigError(msg)
@@ -211,7 +224,11 @@ def model_class(name: str) -> type[AnomalibModule]:
     for kind in AnomalibModule.__subclasses__():
         if kind.__name__.lower() == wanted:
             return kind
-    msg = f"--model {name}: there is no such model. There are {', '.join(sorted(list_models('pascal')))}."
+    names = sorted(list_models("pascal"))
+    near = get_close_matches(name, names, 1)
+    msg = (
+        f"--model {name}: there is no such model{f', is it {near[0]}?' if near else '.'} There are {', '.join(names)}."
+    )
     raise ConfigError(msg)
 
 

@@ -6,6 +6,7 @@ The teacher is the frozen ImageNet network whose features the students imitate (
 """
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from .pypi import PYPI_MEAN, PYPI_STD, PYPI_TEACHER, PYPI_TEACHERS, load_by_order
 from .transformers import TransformerTeacher, UnfitBackboneError, block_names, default_blocks, is_transformer
 
-__all__ = ["PYPI_TEACHER", "Level", "Teacher", "normalisation"]
+__all__ = ["PYPI_TEACHER", "Level", "Teacher", "check_backbone", "normalisation"]
 
 # The levels that RD4AD distils: a ResNet's layer1 to layer3.
 DEFAULT_STRIDES = (4, 8, 16)
@@ -134,12 +135,21 @@ def _architecture(backbone: str) -> str:
     return backbone.split(".", 1)[0]
 
 
+def check_backbone(backbone: str) -> None:
+    """Refuse a name that no teacher has.
+
+    Raises:
+        ValueError: With names that are near it.
+    """
+    if not timm.is_model(_architecture(backbone)):
+        near = get_close_matches(_architecture(backbone), timm.list_models(), 5, 0.5)
+        msg = f"timm knows no backbone {backbone!r}" + (f"; near it: {', '.join(near)}." if near else ".")
+        raise ValueError(msg)
+
+
 def _plan(backbone: str) -> nn.Module:
     """Return the backbone's feature extractor without weights, to look at its levels."""
-    if not timm.is_model(_architecture(backbone)):
-        near = ", ".join(timm.list_models(f"*{_architecture(backbone)[:8]}*")[:5]) or "see timm.list_models()"
-        msg = f"timm knows no backbone {backbone!r}. Near it: {near}."
-        raise ValueError(msg)
+    check_backbone(backbone)
     try:
         return timm.create_model(backbone, pretrained=False, features_only=True)
     except (RuntimeError, AttributeError, TypeError) as error:

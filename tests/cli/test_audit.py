@@ -317,6 +317,8 @@ def test_ctrl_c_leaves_what_was_there(
         ({"data": "empty"}, "--data "),
         ({"data": "unreadable"}, "None of 1 images can be read"),
         ({"model": "Nonsense"}, "--model Nonsense: there is no such model. There are "),
+        ({"model": "Padimm"}, "there is no such model, is it Padim? There are "),
+        ({"data": "text.ckpt"}, "text.ckpt: this is a file: name its folder"),
         ({"model": "anomalib.models.Nonsense"}, "--model anomalib.models.Nonsense: "),
         ({"model": "no.such.module.Model"}, "--model no.such.module.Model: "),
         ({"model": "os.path"}, "--model os.path: there is no such model"),
@@ -358,7 +360,8 @@ def test_bad_input_is_one_line_and_writes_nothing(
             ["--model", json.dumps({"class_path": "Padim", "init_args": SMALL}), "--domains", "9"],
             "too few for 9 domains",
         ),
-        (["--backbone", "nonsense"], "timm knows no backbone 'nonsense'"),
+        (["--backbone", "nonsense"], "--backbone nonsense: timm knows no backbone 'nonsense'"),
+        (["--model", "Padim", "--backbone", "resnet18"], "--backbone resnet18 is for an audit without --model"),
         (
             ["--model", json.dumps({"class_path": "Padim", "init_args": SMALL, "trainer": {"max_epoch": 1}})],
             "--model Padim: Trainer.__init__() got an unexpected keyword argument 'max_epoch'",
