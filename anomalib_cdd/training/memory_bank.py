@@ -7,7 +7,7 @@ epoch, the report, checkpoints and Lightning's methods are here.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,12 +15,12 @@ import torch
 from anomalib.data import Batch
 from anomalib.models.components import MemoryBankMixin
 from lightning.pytorch.trainer.states import TrainerFn
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .epochs import TrainsByEpochs
 from .report import TrainingReport
+from .scoring import sample_pixels
 
 
 class PatchFile:
@@ -158,12 +158,12 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         order = sorted(range(len(paths)), key=paths.__getitem__)
         mapped = self._patch_file.images()
         images = [mapped[place] for place in order]
-        scores = self.judge(images, self.fill(images, grid).to(self.device), grid)
-        self._report = None if scores is None else TrainingReport([paths[place] for place in order], scores)
+        maps = self.judge(images, self.fill(images, grid).to(self.device), grid)
+        self._report = None if maps is None else _report([paths[place] for place in order], maps)
         self._forget_patches()
 
-    def judge(self, images: list[Tensor], known: Tensor, grid: tuple[int, int]) -> NDArray[np.float32] | None:
-        """Set the bank's scale, and score each image without the image's own patches.
+    def judge(self, images: list[Tensor], known: Tensor, grid: tuple[int, int]) -> Iterable[Tensor] | None:
+        """Set the bank's scale, and ask it about each image without the image's own patches.
 
         Args:
             images: As in :meth:`fill`.
@@ -171,7 +171,7 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
             grid: As in :meth:`fill`.
 
         Returns:
-            Shape ``(N,)``, or ``None`` where there is nobody to judge an image.
+            The map ``(1, 1, H, W)`` of each image, one at a time, or ``None`` where there is nobody to judge one.
         """
         bank = self.model.bank
         bar = tqdm(images, desc="training images without their own patches", leave=False)
@@ -180,11 +180,10 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         finite = distances[distances.isfinite()]
         mean = finite.mean() if len(finite) else finite.new_zeros(())
         bank.scale.fill_(mean if mean > 0 else 1.0)
-        maps = (bank.anomaly_map(each.view(1, 1, *grid), self.image_size) for each in distances)
-        return np.array([float(each.max()) for each in maps], dtype=np.float32)
+        return (bank.anomaly_map(each.view(1, 1, *grid), self.image_size) for each in distances)
 
     def training_report(self) -> TrainingReport | None:
-        """Return the scores of the training images by all patches of the bank but the image's own."""
+        """Return scores and pixels of the training images by all patches of the bank but the image's own."""
         return self._report
 
     def teardown(self, stage: str) -> None:
@@ -207,14 +206,20 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         """Add the report."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]  # AnomalibModule's
         if self._report is not None:
-            scores = torch.from_numpy(self._report.scores)
-            checkpoint["training_report"] = {"image_paths": self._report.image_paths, "scores": scores}
+            saved: dict[str, Any] = {"image_paths": self._report.image_paths}
+            saved["scores"] = torch.from_numpy(self._report.scores)
+            if self._report.pixels is not None:
+                saved["pixels"] = torch.from_numpy(self._report.pixels)
+            checkpoint["training_report"] = saved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the report back."""
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]  # AnomalibModule's
         saved = checkpoint.get("training_report")
-        self._report = None if saved is None else TrainingReport(saved["image_paths"], saved["scores"].numpy())
+        self._report = None
+        if saved is not None:
+            pixels = saved["pixels"].numpy() if "pixels" in saved else None  # fits of early versions kept none
+            self._report = TrainingReport(saved["image_paths"], saved["scores"].numpy(), pixels=pixels)
 
     # ------------------------------------------------------------------------------------------ Lightning
 
@@ -226,3 +231,10 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments that the trainer must have: one pass over the training images, on one device."""
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
+
+
+def _report(image_paths: list[str], maps: Iterable[Tensor]) -> TrainingReport:
+    """Keep of each map ``(1, 1, H, W)`` its maximum and a sample of its pixels."""
+    found = [(each.max(), sample_pixels(each[0])[0]) for each in maps]
+    scores, pixels = (torch.stack(part).float().cpu().numpy() for part in zip(*found, strict=True))
+    return TrainingReport(image_paths, scores, pixels=pixels)

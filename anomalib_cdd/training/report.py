@@ -23,11 +23,14 @@ class TrainingReport:
         scores: One per image, shape ``(N,)``, higher is more anomalous, on the scale of the model's scores of new
             images. NaN where nobody who has not learned from the image was asked.
         curves: Values over the epochs by name, each of shape ``(E, N)``, such as standardised scores; may be empty.
+        pixels: A sample of P pixels of each image's map, as out of sample as the scores, shape ``(N, P)``; ``None``
+            where there are no such maps.
     """
 
     image_paths: list[str]
     scores: NDArray[np.float32]
     curves: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    pixels: NDArray[np.float32] | None = None
 
 
 @runtime_checkable
@@ -59,4 +62,5 @@ def report_of(model: Any, image_paths: list[str]) -> TrainingReport | None:
     if not np.isfinite(report.scores[rows]).all():
         return None
     curves = {name: values[:, rows] for name, values in report.curves.items()}
-    return TrainingReport(image_paths, report.scores[rows], curves)
+    pixels = None if report.pixels is None else report.pixels[rows]
+    return TrainingReport(image_paths, report.scores[rows], curves, pixels)

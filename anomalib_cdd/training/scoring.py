@@ -21,6 +21,9 @@ from tqdm.auto import tqdm
 from .images import evaluation_loader
 from .read_alike import as_trained
 
+# maps are blurred: a grid of this many pixels a side has their quantiles
+PIXELS_PER_SIDE = 16
+
 
 @torch.no_grad()
 def iterate_predictions(
@@ -97,6 +100,15 @@ def raw_scores_and_maps(output: Any, count: int, name: str) -> tuple[Tensor, Ten
         msg = f"{name} gives scores that are not finite numbers: its training has diverged."
         raise ValueError(msg)
     return scores, maps
+
+
+def sample_pixels(maps: Tensor) -> Tensor:
+    """Return the values of maps ``(B, H, W)`` on an even grid, shape ``(B, P)``."""
+    rows, columns = (
+        ((torch.arange(PIXELS_PER_SIDE, device=maps.device) + 0.5) * side / PIXELS_PER_SIDE).long()
+        for side in maps.shape[-2:]
+    )
+    return maps[:, rows][:, :, columns].flatten(1)
 
 
 def takes_bars(trainer: Trainer) -> bool:

@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_cdd import CrossPatch, InReach, MVTecNoisy, SoftPatch
+from anomalib_cdd.thresholds import label_free_pixel_threshold
 
 # OpenVINO computes in bf16 where the processor can
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -120,6 +121,22 @@ def test_a_checkpoint_keeps_bank_and_report_and_fetches_nothing(
     assert np.allclose(raw_scores(loaded, trained.data.test_data)[0], expected, atol=1e-6)
     assert loaded.training_report().image_paths == trained.model.training_report().image_paths
     assert np.array_equal(loaded.training_report().scores, trained.model.training_report().scores)
+
+
+def test_pixel_thresholds_are_of_maps_without_an_images_own_patches(trained: Trained, tmp_path: Path) -> None:
+    report = trained.model.training_report()
+    assert report.pixels.shape == (5, 256)
+    assert (report.pixels.max(axis=1) <= report.scores).all()
+    expected = label_free_pixel_threshold(report.pixels, report.scores, 0.005)
+    assert trained.model.post_processor.pixel_threshold.item() == pytest.approx(expected, rel=1e-5)
+    loaded = trained.kind.load_from_checkpoint(trained.checkpoint).training_report()
+    assert np.array_equal(loaded.pixels, report.pixels)
+    checkpoint = torch.load(trained.checkpoint, weights_only=True)
+    del checkpoint["training_report"]["pixels"]  # as fits of earlier versions have none
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    old = trained.kind.load_from_checkpoint(tmp_path / "old.ckpt").training_report()
+    assert old.pixels is None
+    assert np.array_equal(old.scores, report.scores)
 
 
 def test_scores_lie_between_0_and_1_and_are_the_maps_maximum(trained: Trained) -> None:

@@ -6,7 +6,7 @@
 image is a domain, and no single one can vouch for the defect that it shows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -122,9 +122,10 @@ class CrossPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: i
             images = np.sort(np.random.default_rng(options["seed"]).choice(images, limit, replace=False))
         return images, limit // len(images)
 
-    def judge(self, images: list[Tensor], known: Tensor, grid: tuple[int, int]) -> NDArray[np.float32] | None:
-        """Score each image by the images that show another part; ``None`` where all are near-duplicates of one."""
+    def judge(self, images: list[Tensor], known: Tensor, grid: tuple[int, int]) -> Iterable[Tensor] | None:
+        """Ask about each image those that show another part; ``None`` where all are near-duplicates of one."""
         if not known.any(dim=1).all():
+            self.model.scale.fill_(1.0)  # not an earlier fit's
             return None
         bank, bar = self.model.memory_bank, tqdm(images, desc="asking the other images", leave=False)
         distances = torch.stack(
@@ -134,8 +135,7 @@ class CrossPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: i
             ]
         )
         self.model.scale = distances.median().clamp_min(torch.finfo(distances.dtype).tiny)
-        maps = (self.model.anomaly_map(each.view(1, *grid), self.image_size) for each in distances)
-        return np.array([float(each.amax()) for each in maps], dtype=np.float32)
+        return (self.model.anomaly_map(each.view(1, *grid), self.image_size) for each in distances)
 
 
 def _check_options(coreset_sampling_ratio: float, agreeing_images: int, max_patches: int | None) -> None:

@@ -77,6 +77,13 @@ def test_the_bank_has_the_means_of_what_each_images_coreset_stands_for() -> None
     assert torch.equal(model.model.memory_bank.sort(dim=1).values, torch.stack([means, (20 - means).flip(0)]))
 
 
+def test_a_fit_of_one_part_alone_does_not_keep_the_scale_of_an_earlier_one() -> None:
+    model = make_model()
+    model.model.scale.fill_(7.0)
+    assert model.judge([torch.zeros(4, 2)] * 2, torch.zeros(2, 2, dtype=torch.bool), (2, 2)) is None
+    assert float(model.model.scale) == 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
