@@ -219,6 +219,8 @@ class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):
         if self._images is None or not bool(getattr(model, "_is_fitted", True)):
             return False
         if self._calibrated_at != trainer.global_step:
+            # some models set something by their training images that scores depend on
+            getattr(model, "before_calibration", lambda: None)()
             logger.info("Thresholds from %d training images", len(self._images.dataset))
             self.calibrate(model, **self._images._asdict(), progress=takes_bars(trainer), device=model.device)
             self._calibrated_at = trainer.global_step

@@ -15,12 +15,15 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR
 
+from anomalib_cdd.thresholds.post_processing import may_be_kept
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.epochs import TrainsByEpochs
+from anomalib_cdd.training.finite import StopsWhenNotFinite, check_finite
 from anomalib_cdd.training.images import TrainingImages
 
 from .loss import losses, quantiles
@@ -36,7 +39,7 @@ DECAY_AT = 0.95
 QUANTILE_IMAGES = 100
 
 
-class Mhkd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
+class Mhkd(StopsWhenNotFinite, TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Multi-task Hybrid Knowledge Distillation (MHKD).
 
     The defaults are the paper's. Its two maps are scaled by quantiles of the training images' own maps, where the paper
@@ -99,6 +102,7 @@ class Mhkd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[m
         self.model: MhkdModel = MhkdModel(teacher, second_encoder, self_distillation)
         self.learning_rate = learning_rate
         self._images: TrainingImages | None = None
+        self._scaled_at: int | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the three losses of a batch (Eq. 8).
@@ -112,6 +116,8 @@ class Mhkd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[m
         teacher, student = self.model.features(self.model.tiles(images))
         parts = losses(teacher, student, self.model.self_distillation)
         loss = torch.stack(list(parts.values())).sum()
+        with self.finite("the student's step"):
+            check_finite(loss=loss.detach())
         values = {f"train_loss_{name}": value.detach() for name, value in parts.items()}
         self.log_dict({"train_loss": loss.detach(), **values}, on_epoch=True, batch_size=len(images))
         return loss
@@ -140,7 +146,7 @@ class Mhkd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[m
         Raises:
             ValueError: If the training data is not anomalib's.
         """
-        self._images = TrainingImages.of(self.trainer)
+        self._images, self._scaled_at = TrainingImages.of(self.trainer), None
         if self._images is None:
             msg = "MHKD normalises its teacher over the training images and reads them itself: give anomalib data."
             raise ValueError(msg)
@@ -165,16 +171,36 @@ class Mhkd(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[m
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Scale the two maps when an epoch or the training has ended, before it is validated or saved."""
         del outputs, batch, batch_idx
-        has_ended = self.trainer.is_last_batch or 0 < self.trainer.max_steps <= self.trainer.global_step
-        if has_ended and self._images is not None:
-            self._scale_maps(self._images)
+        if self.trainer.is_last_batch or 0 < self.trainer.max_steps <= self.trainer.global_step:
+            self.before_calibration()
+
+    def on_validation_start(self) -> None:
+        """Scale the two maps where a validation comes within an epoch."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.before_calibration()
+
+    def on_train_end(self) -> None:
+        """Scale the two maps where a training was stopped within an epoch."""
+        self.before_calibration()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Scale the two maps before a checkpoint is written that may be the one that is kept, such as one by steps."""
+        super().on_save_checkpoint(checkpoint)
+        if self.trainer.state.fn == TrainerFn.FITTING and may_be_kept(self.trainer):
+            self.before_calibration()
+            checkpoint["state_dict"]["model.quantiles"] = self.model.quantiles
 
     @torch.no_grad()
-    def _scale_maps(self, training_images: TrainingImages) -> None:
+    def before_calibration(self) -> None:
+        """Scale the two maps, unless that is done for the model as it is; the post-processor asks for it too."""
+        if self._images is None or self._scaled_at == self.trainer.global_step:
+            return
+        mode = self.model.training
         self.model.eval()
-        values = [self.model.maps(self.model.tiles(images)) for images in training_images.read(self, QUANTILE_IMAGES)]
-        self.model.train()
+        values = [self.model.maps(self.model.tiles(images)) for images in self._images.read(self, QUANTILE_IMAGES)]
+        self.model.train(mode)
         self.model.quantiles.copy_(quantiles(torch.cat(values)))
+        self._scaled_at = self.trainer.global_step
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what inference needs: anomalib's torch export pickles the whole module."""

@@ -11,7 +11,7 @@ import torch
 from anomalib.engine import Engine
 from anomalib.models.image.efficient_ad.torch_model import MediumPatchDescriptionNetwork, SmallPatchDescriptionNetwork
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_cdd import Mhkd, MVTecNoisy
@@ -166,3 +166,37 @@ def test_maps_are_scaled_where_a_training_ends_within_an_epoch(mvtec_root: Path,
     model, data = make_model(), make_data(mvtec_root, train_batch_size=1)
     make_engine(tmp_path, max_epochs=-1, max_steps=3).fit(model, datamodule=data)
     assert model.model.quantiles[0].tolist() != [0.0, 1.0]
+
+
+class _Stopper(Callback):
+    def on_train_batch_end(self, trainer: object, pl_module: Mhkd, outputs: object, batch: object, index: int) -> None:
+        trainer.should_stop = index == 1 or trainer.should_stop
+
+
+def quantiles_now(model: Mhkd, data: MVTecNoisy) -> np.ndarray:
+    images = torch.cat([data.train_data[i].image[None] for i in range(len(data.train_data))])
+    with torch.no_grad():
+        values = model.eval().model.maps(model.pre_processor.transform(images))
+    return np.quantile(values.transpose(0, 1).flatten(1).numpy(), (0.9, 0.995), axis=1).T
+
+
+@pytest.mark.parametrize("thresholds", [True, False])
+@pytest.mark.parametrize("ends", ["by a stop", "with steps saved"])
+def test_maps_and_thresholds_are_of_the_model_that_is_kept(
+    ends: str, thresholds: bool, mvtec_root: Path, tmp_path: Path
+) -> None:
+    data = make_data(mvtec_root, train_batch_size=1, max_normal=5)
+    model = make_model(post_processor=thresholds)
+    saving = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=2, save_top_k=-1)
+    callbacks = [_Stopper()] if ends == "by a stop" else [saving]
+    make_engine(tmp_path, max_epochs=1, callbacks=callbacks).fit(model, datamodule=data)
+    paths = sorted(tmp_path.rglob("*.ckpt"))
+    for path in [paths[0], paths[-1]]:
+        kept = Mhkd.load_from_checkpoint(path, pre_processor=model.pre_processor)
+        assert np.allclose(kept.model.quantiles.numpy(), quantiles_now(kept, data), rtol=1e-3)
+        if thresholds:
+            kept.post_processor.calibrate(kept, data.train_data, progress=False, device="cpu")
+            state = torch.load(path, weights_only=True)["state_dict"]
+            expected = kept.post_processor.image_threshold.item()
+            assert state["post_processor._image_threshold"].item() == pytest.approx(expected, rel=1e-3)
+    assert np.allclose(model.model.quantiles.numpy(), quantiles_now(model, data), rtol=1e-3)
