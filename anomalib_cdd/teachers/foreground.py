@@ -24,6 +24,9 @@ LIKENESS = 2.0
 # ... and an image is a texture where so much of its border is: an object's background is not, but where light falls off
 # towards the edges most of a texture's border is not either
 TEXTURE_SHARE = 0.1
+# an object that leaves part of the centre free differs from the rest in some colour by so many times the sum of both
+# deviations; what GrabCut cuts out of a texture, magnetic tiles for one, by less than two
+DISTINCT = 2.2
 
 
 def foreground_mask(image: Tensor, method: Foreground) -> Tensor:
@@ -32,7 +35,8 @@ def foreground_mask(image: Tensor, method: Foreground) -> Tensor:
     Args:
         image: Shape ``(3, H, W)``, in [0, 1].
         method: ``"grabcut"``; ``"otsu"``, which wants an object that is plainly lighter or darker than its background;
-            ``"none"``, the whole image; ``"auto"``, GrabCut unless the image is a texture, see :func:`is_texture`.
+            ``"none"``, the whole image; ``"auto"``, GrabCut unless the image is a texture: its border is like its
+            centre, see :func:`is_texture`, and what GrabCut finds does not stand out, see :func:`stands_out`.
 
     Returns:
         Booleans of shape ``(H, W)``, on the processor. All true where the method finds no object or nothing else.
@@ -43,9 +47,9 @@ def foreground_mask(image: Tensor, method: Foreground) -> Tensor:
         return whole
     pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
     small = np.asarray(cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    if method == "auto" and is_texture(small):
-        return whole
     found = _otsu(small) if method == "otsu" else _grabcut(small)
+    if method == "auto" and is_texture(small) and not stands_out(small, found):
+        return whole
     mask = cv2.resize(found.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
     return whole if mask.all() or not mask.any() else torch.from_numpy(mask)
 
@@ -64,6 +68,22 @@ def is_texture(pixels: NDArray[np.uint8]) -> bool:
     spread = np.maximum(centre.std(axis=0), 1.0)
     alike = (np.abs(border - centre.mean(axis=0)) <= LIKENESS * spread).all(axis=1)
     return bool(alike.mean() >= TEXTURE_SHARE)
+
+
+def stands_out(pixels: NDArray[np.uint8], found: NDArray[np.bool_]) -> bool:
+    """Return whether the colours of what was cut out are others than those of the rest.
+
+    Args:
+        pixels: RGB, shape ``(H, W, 3)``.
+        found: What was cut out, shape ``(H, W)``.
+    """
+    colours = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB).astype(np.float32)
+    if not found.any() or found.all():
+        return False
+    inside, outside = colours[found], colours[~found]
+    # one grey level each at the least: flat colours have no deviation
+    spread = inside.std(axis=0) + outside.std(axis=0) + 2
+    return bool((np.abs(inside.mean(axis=0) - outside.mean(axis=0)) / spread).max() >= DISTINCT)
 
 
 def _grabcut(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -146,8 +146,8 @@ class AnomalySynthesis:
         """
         images, known = cast("Tensor", batch.image), cast("Any", batch).image_path
         tiles, paths = tiler.tile(images) if tiler else images, [str(path) for path in known or range(len(images))]
-        # tiles of an image do not follow each other: first come the first tiles of all images
-        names = [f"{paths[i % len(paths)]} {i // len(paths)}" for i in range(len(tiles))]
+        per = len(tiles) // len(paths)  # tiles of an image follow each other
+        names = [f"{paths[i // per]} {i % per}" for i in range(len(tiles))]
         return tiles, *self(tiles, names, epoch, transform)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -51,6 +51,15 @@ def test_the_object_is_found(method: str) -> None:
     assert overlap(foreground_mask(1 - image, method), inside) > 0.85
 
 
+@pytest.mark.parametrize(("height", "width"), [(0.2, 0.2), (0.4, 0.4), (0.15, 0.9)])
+def test_an_object_that_leaves_part_of_the_centre_free_is_found(height: float, width: float) -> None:
+    inside = torch.zeros(128, 128, dtype=torch.bool)
+    rows, columns = (round(64 * share) for share in (height, width))
+    inside[64 - rows : 64 + rows, 64 - columns : 64 + columns] = True
+    image = torch.where(inside, 0.3, 0.85).expand(3, -1, -1) + 0.02 * torch.randn(3, 128, 128)
+    assert overlap(foreground_mask(image, "auto"), inside) > 0.9
+
+
 def test_a_texture_is_foreground_everywhere() -> None:
     assert foreground_mask(texture(), "auto").all()
     assert not foreground_mask(texture(), "otsu").all()
@@ -114,6 +123,22 @@ def test_each_tile_of_a_batch_has_an_anomaly_of_its_own() -> None:
     whole, _, masks = AnomalySynthesis(foreground="none").of_batch(batch, None, 0, None)
     assert torch.equal(whole, batch.image)
     assert masks.shape == (2, 1, 48, 96)
+
+
+def test_the_foreground_of_a_tile_is_found_once_whatever_the_batch_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Tensor] = []
+
+    def whole(image: Tensor, method: str) -> Tensor:
+        del method
+        found.append(image)
+        return torch.ones(image.shape[-2:], dtype=torch.bool)
+
+    monkeypatch.setattr("anomalib_cdd.teachers.synthesis.foreground_mask", whole)
+    images, synthesis, tiler = torch.rand(3, 3, 48, 96), AnomalySynthesis(), Tiler(48, 48)
+    for rows in ([0, 1, 2], [2, 0], [1]):
+        batch = ImageBatch(image=images[rows], image_path=[f"{row}.png" for row in rows])
+        synthesis.of_batch(batch, tiler, 0, None)
+    assert len(found) == 6
 
 
 def test_beta_is_the_images_weight() -> None:
