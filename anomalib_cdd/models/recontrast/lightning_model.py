@@ -23,6 +23,7 @@ from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.students import DEFAULT_WIDTH
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.epochs import TrainsByEpochs
+from anomalib_cdd.training.finite import StopsWhenNotFinite, check_finite
 from anomalib_cdd.training.precision import full_precision
 
 from .loss import contrast, mining_threshold
@@ -33,7 +34,7 @@ ENCODER_LEARNING_RATE = 1e-5
 WEIGHT_DECAY = 1e-5
 
 
-class ReContrast(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
+class ReContrast(StopsWhenNotFinite, TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """ReContrast: domain-specific anomaly detection via contrastive reconstruction.
 
     The defaults are the paper's; it counts 2,000 steps, here they are epochs unless ``max_steps`` is given.
@@ -112,6 +113,8 @@ class ReContrast(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ig
         levels = self.model.reconstruct(tiles)
         with full_precision(self.device.type):
             loss = contrast(*levels, alpha)
+        with self.finite("the step of student and encoder"):
+            check_finite(loss=loss.detach())
         self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(tiles))
         return loss
 

@@ -45,6 +45,7 @@ class ReContrastModel(nn.Module):
         self.tiler: Tiler | None = None
         self.teacher = teacher
         self.encoder = copy.deepcopy(teacher.network).requires_grad_(requires_grad=True)
+        _freeze_unused(self.encoder, 4 * max(level.stride for level in teacher.levels))
         self.student = build_student(teacher, student_width)
         self.train_batch_norm = train_batch_norm
         self.to_map = AnomalyMap.of(teacher.levels * 2)
@@ -91,3 +92,13 @@ class ReContrastModel(nn.Module):
             encoders, outputs = levels.frozen + levels.trained, levels.of_trained + levels.of_frozen
             anomaly_map = self.to_map(encoders, outputs, images.shape[-2:], self.tiler)
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-3, -2, -1)), anomaly_map=anomaly_map)
+
+
+@torch.enable_grad()
+def _freeze_unused(encoder: nn.Module, side: int) -> None:
+    """Freeze what no level has a gradient for, such as layers beyond the last: DDP refuses such parameters."""
+    parameters = list(encoder.parameters())
+    total = torch.stack([level.sum() for level in encoder(torch.zeros(1, 3, side, side))]).sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)

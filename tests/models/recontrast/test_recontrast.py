@@ -139,3 +139,13 @@ def test_bad_input_is_one_line(mvtec_root: Path, tmp_path: Path) -> None:
     model.configure_optimizers = lambda: None
     with pytest.raises(ValueError, match="--optimizer"):
         fit(model, mvtec_root, tmp_path)
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("efficientnet_lite0_pypi", 64), ("test_vit", 64), ("test_resnet", 64)])
+def test_all_that_is_trained_has_a_gradient(backbone: str, size: int) -> None:
+    """DDP refuses to train what has none."""
+    model = make_model(backbone=backbone).model.train()
+    levels = model.reconstruct(torch.randn(2, 3, size, size))
+    contrast(*levels, None).backward()
+    assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
+    assert any(value.requires_grad for value in model.encoder.parameters())
