@@ -304,3 +304,14 @@ def test_a_file_that_is_no_checkpoint_is_named(kind: type[AnomalibModule], tmp_p
     (tmp_path / "noise.ckpt").write_bytes(b"PK\x03\x04" + b"\0" * 100)
     with pytest.raises(ValueError, match=r"noise\.ckpt"):
         kind.load_from_checkpoint(tmp_path / "noise.ckpt")
+
+
+@pytest.mark.parametrize("kind", [Mhkd, ReContrast, Dtsnet])
+def test_a_loss_that_is_not_finite_ends_the_training(
+    kind: type[AnomalibModule], five_images: Path, tmp_path: Path
+) -> None:
+    model = make_model(kind, post_processor=False)
+    with torch.no_grad():
+        next(model.model.student.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"Training diverged in epoch 0 .*: loss is nan.*lower learning_rate"):
+        make_engine(tmp_path).fit(model, datamodule=make_data(five_images))

@@ -23,6 +23,7 @@ from anomalib_cdd.teachers.students import DEFAULT_WIDTH
 from anomalib_cdd.teachers.synthesis import AnomalySynthesis
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.epochs import TrainsByEpochs
+from anomalib_cdd.training.finite import StopsWhenNotFinite, check_finite
 from anomalib_cdd.training.precision import full_precision
 
 from .torch_model import DtsnetModel
@@ -34,7 +35,7 @@ RECONSTRUCTION_LEARNING_RATE = 1e-3
 BETA = (0.15, 1.0)
 
 
-class Dtsnet(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
+class Dtsnet(StopsWhenNotFinite, TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Denoising Teacher-Student Network (DTSNet).
 
     The defaults are the paper's, but for foreground and textures: the paper has a segmentation network and DTD's, here
@@ -122,6 +123,8 @@ class Dtsnet(TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore
         output = model.reconstruct(model.teacher_features(anomalous), noisy=True)
         with full_precision(self.device.type):
             loss = distance(model.teacher_features(normal), output)
+        with self.finite("the step of student and reconstruction"):
+            check_finite(loss=loss.detach())
         self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(normal))
         return loss
 
