@@ -63,10 +63,13 @@ def in_tiles(tiler: "Tiler | None", images: Tensor, extract: Callable[[Tensor], 
         Shape ``(B, C, h, w)``.
 
     Raises:
-        ValueError: If the tiles' grids do not fit each other.
+        ValueError: If the tiles' grids do not fit each other, or the tiler stretches images to fill them.
     """
     if tiler is None:
         return extract(images)
+    if tiler.mode != ImageUpscaleMode.PADDING:
+        msg = "The tiler's mode is interpolation, which stretches a grid of patches to the image. Set mode: padding."
+        raise ValueError(msg)
     sides = (tiler.tile_size_h, tiler.tile_size_w, tiler.stride_h, tiler.stride_w)
     if any(side % stride for side in sides) or tiler.remove_border_count:
         msg = (
@@ -76,7 +79,5 @@ def in_tiles(tiler: "Tiler | None", images: Tensor, extract: Callable[[Tensor], 
         )
         raise ValueError(msg)
     grid = tiler.untile(extract(tiler.tile(images)))
-    if tiler.mode != ImageUpscaleMode.PADDING:
-        return grid
     # without the margin that was added to fill the last tiles
     return grid[..., : -(-tiler.input_h // stride), : -(-tiler.input_w // stride)]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from anomalib.callbacks.tiler_configuration import TilerConfigurationCallback
 from anomalib.data import PredictDataset
+from anomalib.data.utils.tiler import ImageUpscaleMode
 from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, get_model, list_models
@@ -186,6 +187,13 @@ def test_tiles_are_put_together_to_images(kind: type[AnomalibModule], mvtec_root
 
 
 @pytest.mark.parametrize("kind", MODELS)
+def test_a_tiler_that_stretches_images_is_refused(kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path) -> None:
+    tiles = TilerConfigurationCallback(enable=True, tile_size=32, stride=32, mode=ImageUpscaleMode.INTERPOLATION)
+    with pytest.raises(ValueError, match=r"mode is interpolation.*Set mode: padding"):
+        make_engine(tmp_path, callbacks=[tiles]).fit(make_model(kind), datamodule=make_data(mvtec_root))
+
+
+@pytest.mark.parametrize("kind", MODELS)
 def test_planted_defects_are_found(kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path) -> None:
     data = make_data(mvtec_root)
     scores, labels = raw_scores(fitted(kind, mvtec_root, tmp_path, data, **PYPI), data.test_data)
@@ -305,3 +313,9 @@ def test_validation_within_the_epoch_is_refused(mvtec_root: Path, tmp_path: Path
     data = make_data(mvtec_root, val_split_mode="same_as_test")
     with pytest.raises(ValueError, match=r"val_check_interval is 0\.5"):
         make_engine(tmp_path, val_check_interval=0.5).fit(make_model(SoftPatch), datamodule=data)
+
+
+def test_inreach_blurs_long_narrow_images_by_their_shorter_side(mvtec_root: Path, tmp_path: Path) -> None:
+    transform = Compose([Resize((32, 256), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
+    model = fitted(InReach, mvtec_root, tmp_path, pre_processor=PreProcessor(transform))
+    assert model.eval().model(torch.randn(1, 3, 32, 256)).anomaly_map.shape == (1, 1, 32, 256)

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from anomalib_cdd.teachers.bank import squared_distances
 
+# distances in memory at a time: 64 MB
+WORK_SPACE = 2**24
+
 
 class Members(NamedTuple):
     """K patches that are in channels; each field has the shape ``(K,)``."""
@@ -63,13 +66,22 @@ def joined(patches: Tensor, seeds: Tensor, own: int | None = None) -> tuple[Tens
     number = torch.arange(len(patches), device=patches.device)
     best = torch.full((len(patches),), torch.inf, device=patches.device)
     channel, joins = torch.zeros_like(number), torch.zeros_like(number, dtype=torch.bool)
-    # one seed at a time: P x Q distances in memory
+    # one seed at a time, and of it no more distances than there is work space for
+    rows = max(1, WORK_SPACE // seeds.shape[1])
     for n, seed in enumerate(seeds):
         if n == own:
             continue
-        distances = squared_distances(patches, seed)
-        to_seed, seed_patch = distances.min(dim=1)
-        mutual = distances.argmin(dim=0)[seed_patch] == number
+        nearest_patch = number.new_zeros(len(seed))
+        least = patches.new_full((len(seed),), torch.inf)
+        found = []
+        for start in range(0, len(patches), rows):
+            distances = squared_distances(patches[start : start + rows], seed)
+            found.append(distances.min(dim=1))
+            values, places = distances.min(dim=0)
+            nearest_patch = torch.where(values < least, places + start, nearest_patch)
+            least = torch.minimum(values, least)
+        to_seed, seed_patch = (torch.cat(parts) for parts in zip(*found, strict=True))
+        mutual = nearest_patch[seed_patch] == number
         nearer = to_seed < best
         best = torch.where(nearer, to_seed, best)
         channel = torch.where(nearer, n * len(seed) + seed_patch, channel)

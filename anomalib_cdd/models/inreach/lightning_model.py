@@ -133,7 +133,7 @@ class InReach(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: igno
         for image in owners.unique().tolist():
             own = owners == image
             bank[own] = patches_of(image)[places[own]]
-        self.model.bank.fill(bank, sigma=BLUR_SHARE * sum(self.image_size) / 2)
+        self.model.bank.fill(bank, sigma=BLUR_SHARE * min(self.image_size))
         return owners
 
     def vectors(self, image: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -13,6 +13,7 @@ from anomalib_cdd.models.inreach.association import (
     squared_to_mean,
     within_spread,
 )
+from anomalib_cdd.teachers.bank import squared_distances
 
 
 def on_a_line(*values: float) -> torch.Tensor:
@@ -81,3 +82,20 @@ def test_an_image_that_differs_from_its_transpose_is_aligned() -> None:
     assert is_aligned(image, 255**2 / 2 - 1)
     assert not is_aligned(image, 255**2 / 2 + 1)
     assert is_aligned(image[:, :6], 1000)
+
+
+def test_in_parts_the_same_patches_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    patches, seeds = torch.rand(50, 3, generator=generator), torch.rand(2, 40, 3, generator=generator)
+    whole = joined(patches, seeds)
+    sizes: list[int] = []
+    real = squared_distances
+
+    def watched(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(first) * len(second))
+        return real(first, second)
+
+    monkeypatch.setattr("anomalib_cdd.models.inreach.association.squared_distances", watched)
+    monkeypatch.setattr("anomalib_cdd.models.inreach.association.WORK_SPACE", 300)
+    assert all(torch.equal(one, other) for one, other in zip(joined(patches, seeds), whole, strict=True))
+    assert max(sizes) <= 300
