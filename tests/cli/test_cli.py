@@ -62,7 +62,10 @@ def test_names_are_known_in_either_order(capsys: pytest.CaptureFixture) -> None:
 def test_a_wrong_grid_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
     code, text = run(capsys, "fuad", "--models", '{"x": {"class_path": "Padim"}}', "--data", '{"a": {}}')
     assert code == 1
-    assert text == "error: data.a: no class_path. Known: ['class_path', 'init_args']."
+    assert text == (
+        "error: data.a: no class_path. Known: ['class_path', 'init_args']; on the command line an entry is given whole, "
+        "as JSON."
+    )
 
 
 def test_the_grid_runs_from_the_command_line(mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -70,7 +73,9 @@ def test_the_grid_runs_from_the_command_line(mvtec_root: Path, tmp_path: Path, c
         "fuad", "--config", str(CONFIGS / "fuad.yaml"), "--data_root", str(mvtec_root), "--output", str(tmp_path),
         "--seeds", "[0]", "--dry-run",
     ])  # fmt: skip
-    assert capsys.readouterr().out.count("to do") == 4 * 4 * 7
+    said = capsys.readouterr().out
+    assert said.count("to do  ") == 4 * 4 * 7
+    assert said.endswith("112 cells: 112 to do, 0 done\n")
 
 
 def test_ctrl_c_ends_the_grid_in_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
