@@ -63,8 +63,8 @@ def test_a_wrong_grid_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
     code, text = run(capsys, "fuad", "--models", '{"x": {"class_path": "Padim"}}', "--data", '{"a": {}}')
     assert code == 1
     assert text == (
-        "error: data.a: no class_path. Known: ['class_path', 'init_args']; on the command line an entry is given whole, "
-        "as JSON."
+        "error: data.a: no class_path. Known: ['class_path', 'init_args']; on the command line an entry is given "
+        "whole, as JSON."
     )
 
 
