@@ -13,27 +13,19 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, OnExceptionCheckpoint
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
 
 def training_loader(trainer: Trainer) -> DataLoader:
     """Return the training loader that the user gave.
 
     Raises:
-        ValueError: If it is not one loader of a data set with a length, or a sampler would leave images out.
+        ValueError: If it is not one loader of a data set with a length.
     """
     # before its first epoch the loop has no public name for the loader
     loader = _request_dataloader(trainer.fit_loop._data_source)  # noqa: SLF001
     if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__") or loader.batch_size is None:
         msg = f"It takes one DataLoader of a data set with a length and a batch size, not {type(loader).__name__}."
-        raise ValueError(msg)
-    sampler = loader.sampler
-    every = isinstance(sampler, SequentialSampler | DistributedSampler)
-    if not every and not (isinstance(sampler, RandomSampler) and not sampler.replacement):
-        msg = (
-            f"The training loader has a {type(sampler).__name__}: images are read by their index, each one, whatever a "
-            "sampler says. Leave it out; for a part of the images give a data set of that part."
-        )
         raise ValueError(msg)
     return loader
 

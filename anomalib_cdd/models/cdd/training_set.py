@@ -17,7 +17,7 @@ import torch
 from anomalib.data import AnomalibDataset
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler, Subset
 from torchvision.transforms.v2 import Transform
 
 from anomalib_cdd.teachers.distances import Levels, similarity
@@ -86,8 +86,12 @@ class TrainingSet:
             transform: Of the pre-processor.
             options: The constructor's arguments of :class:`Cdd`.
             ranks: Who shares the work.
+
+        Raises:
+            ValueError: If a sampler would leave images out.
         """
         loader = training_loader(trainer)
+        _check_sampler(loader.sampler)
         weight = next(model.student.parameters())
         part = limited(loader, trainer.limit_train_batches, options.seed)
         extract = partial(teacher_levels, model, transform, weight.device, weight.dtype)
@@ -301,6 +305,16 @@ class TrainingSet:
         self._recalled = self._targets = None
         if self.features.cache is not None:
             self.features.cache.release()
+
+
+def _check_sampler(sampler: Any) -> None:  # torch's, or any iterable
+    every = isinstance(sampler, SequentialSampler | DistributedSampler)
+    if not every and not (isinstance(sampler, RandomSampler) and not sampler.replacement):
+        msg = (
+            f"The training loader has a {type(sampler).__name__}: images are read by their index, each one, whatever a "
+            "sampler says. Leave it out; for a part of the images give a data set of that part."
+        )
+        raise ValueError(msg)
 
 
 def _nested(dataset: Any) -> Iterator[Any]:  # any data set
