@@ -121,12 +121,13 @@ def check_manifest(
         _refuse(path, "it lists no normal training image")
 
 
-def read_exclude_list(path: str | Path) -> set[str]:
+def read_exclude_list(path: str | Path, root: Path | None = None) -> set[str]:
     """Read an exclude list.
 
     Args:
         path: CSV file with the column ``image_path``; what else it has is not read. Or the review that the audit page
             saves, a ``.json`` file, whose images marked bad are taken.
+        root: The data set's. Images of a review are found below it wherever the folder lies that was audited.
 
     Returns:
         Relative paths of the images to leave out.
@@ -140,7 +141,7 @@ def read_exclude_list(path: str | Path) -> set[str]:
         msg = f"exclude list {path} does not exist"
         raise FileNotFoundError(msg)
     if path.suffix.lower() == REVIEW_SUFFIX:
-        return {name for name, verdict in read_review(path).images.items() if verdict == "bad"}
+        return {name for name, verdict in _reviewed(path, root).items() if verdict == "bad"}
     header, *rows = _read_rows(path, "exclude list") or [[]]
     if EXCLUDE_COLUMN not in header:
         _refuse(path, f"its first line has no column '{EXCLUDE_COLUMN}': '{','.join(header)[:80]}'", "exclude list")
@@ -149,6 +150,17 @@ def read_exclude_list(path: str | Path) -> set[str]:
         if len(row) != len(header):
             _refuse(path, f"row {line} has {len(row)} values instead of {len(header)}", "exclude list")
     return {row[place] for row in rows}
+
+
+def _reviewed(path: Path, root: Path | None) -> dict[str, str]:
+    """Return what a review says, by names relative to the data set's root and not to the folder that was audited."""
+    review = read_review(path)
+    if review.root is None or root is None:
+        return review.images
+    moved = {name: os.path.relpath(Path(review.root).resolve() / name, root.resolve()) for name in review.images}
+    # what lies elsewhere now goes by the name that it had
+    is_below = {name: not place.startswith(os.pardir) for name, place in moved.items()}
+    return {Path(moved[name]).as_posix() if is_below[name] else name: said for name, said in review.images.items()}
 
 
 class Review(NamedTuple):
@@ -203,14 +215,15 @@ def check_exclude_list(path: str | Path, excluded: set[str], known: Iterable[str
         root: Folder that the paths are relative to.
 
     Raises:
-        ValueError: Naming the images that the data set does not have. Of a review it is a warning: who has deleted the
-            bad images has done what it asks for.
+        ValueError: Naming the images that the data set does not have. Of a review that has others it is a warning: who
+            has deleted the bad images has done what it asks for.
     """
-    unknown = sorted(excluded.difference(known))
+    path, known = Path(path), set(known)
+    unknown = sorted(excluded - known)
     if unknown:
         some = ", ".join(f"'{name}'" for name in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         problem = f"{len(unknown)} of its {len(excluded)} images are not of this data set ({root}): {some}"
-        if Path(path).suffix.lower() != REVIEW_SUFFIX:
+        if path.suffix.lower() != REVIEW_SUFFIX or known.isdisjoint(_reviewed(path, root)):
             _refuse(path, problem, "exclude list")
         logger.warning("review %s: %s", path, problem)
 

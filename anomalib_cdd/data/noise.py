@@ -331,7 +331,7 @@ class NoiseInjection(AnomalibDataModule):
             self._split = draw_split(normal, pool, self.noise_ratio, self.noise_seed, self.max_normal)
         self._inject([name in self._split for name in normal], [self._split.get(name, False) for name in test_names])
         if self.exclude is not None:
-            excluded = read_exclude_list(self.exclude)
+            excluded = read_exclude_list(self.exclude, root)
             check_exclude_list(self.exclude, excluded, [*normal, *test_names], root)
             self._leave_out(excluded, name_of)
 

@@ -84,6 +84,26 @@ def test_a_review_of_images_that_are_gone_warns(mvtec_root: Path, tmp_path: Path
     assert "gone.png" in caplog.text
 
 
+@pytest.mark.parametrize("audited", ["bottle/train/good", "bottle", "."])
+def test_a_review_fits_wherever_the_folder_lies_that_was_audited(
+    mvtec_root: Path, tmp_path: Path, audited: str
+) -> None:
+    bad = Path("bottle/train/good/001.png").relative_to(audited).as_posix()
+    listed = tmp_path / "review.json"
+    listed.write_text(json.dumps({"root": str(mvtec_root / audited), "images": {bad: "bad"}}), encoding="utf-8")
+    left = [Path(path).name for path in noisy(mvtec_root, exclude=listed).train_data.samples["image_path"]]
+    assert len(left) == len(noisy(mvtec_root).train_data) - 1
+    assert "001.png" not in left
+
+
+def test_a_review_of_other_images_is_refused(mvtec_root: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "review.json"
+    review = {"root": "/elsewhere", "images": {"001.png": "bad", "002.png": "good"}}
+    listed.write_text(json.dumps(review), encoding="utf-8")
+    with pytest.raises(ValueError, match="1 of its 1 images are not of this data set"):
+        noisy(mvtec_root, exclude=listed)
+
+
 def test_a_list_of_everything_is_refused(mvtec_root: Path, tmp_path: Path) -> None:
     listed = tmp_path / "exclude.csv"
     names_ = [f"bottle/train/good/{i:03}.png" for i in range(12)]
