@@ -33,7 +33,11 @@ def image_files(folder: str | Path, extensions: Sequence[str] | None = None) -> 
     if not all(ending.startswith(".") for ending in endings):
         msg = f"extensions have to start with a dot, found {', '.join(map(repr, extensions or ()))}"
         raise ValueError(msg)
-    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    places = sorted(folder.rglob("*"))
+    files = [path for path in places if not path.is_dir()]
+    linked = [path for path in places if path.is_symlink() and path.is_dir()]
+    if linked:
+        logger.warning("%s: links to folders are not followed, such as %s", folder, linked[0])
     visible = without_hidden(files, folder)
     images = [path for path in visible if path.suffix.lower() in endings]
     broken = [path for path in images if not path.exists()]

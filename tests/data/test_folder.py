@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from anomalib_cdd.data import FolderNoisy, PredictImages
 from anomalib_cdd.data.folder import pair_masks
+from anomalib_cdd.training.image_files import image_files
 
 
 @pytest.fixture
@@ -64,6 +66,15 @@ def test_what_is_left_behind_is_no_image(parts: Path, caplog: pytest.LogCaptureF
     caplog.clear()
     assert len(PredictImages(parts / "good")) == 12
     assert len(caplog.messages) == 1
+
+
+def test_links_to_folders_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("parts", "more"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / f"{folder}.png")
+    (tmp_path / "parts" / "linked").symlink_to(tmp_path / "more", target_is_directory=True)
+    assert [path.name for path in image_files(tmp_path / "parts")] == ["parts.png"]
+    assert f"links to folders are not followed, such as {tmp_path / 'parts' / 'linked'}" in caplog.text
 
 
 def test_a_hidden_folder_above_is_not_the_images_own(parts: Path, tmp_path: Path) -> None:
