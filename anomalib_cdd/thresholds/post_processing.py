@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
-from anomalib_cdd.training.compat import CheckpointedOptions, averages_weights, may_keep_an_early_one
+from anomalib_cdd.training.checkpoints import may_be_kept
+from anomalib_cdd.training.compat import CheckpointedOptions, averages_weights
 from anomalib_cdd.training.images import TrainingImages
 from anomalib_cdd.training.scoring import takes_bars
 
@@ -33,20 +34,6 @@ logger = logging.getLogger(__name__)
 # for a line with few defects
 FALSE_ALARM_RATE = 0.05
 PIXEL_FALSE_ALARM_RATE = 0.005
-
-
-def may_be_kept(trainer: Trainer) -> bool:
-    """Return whether a checkpoint that is written now may be the one that is loaded later.
-
-    It is the last of the training, one that a measure chooses, or one of every few epochs or steps. Where nothing says
-    when a training ends any may be.
-    """
-    epochs, steps = trainer.max_epochs or 1, trainer.max_steps
-    ends = epochs > 0 or steps > 0
-    is_last = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
-    chosen = any(may_keep_an_early_one(callback) for callback in trainer.checkpoint_callbacks)
-    chosen = chosen or trainer.check_val_every_n_epoch != 1  # Lightning saves where it validates
-    return trainer.should_stop or is_last or chosen or not ends
 
 
 class LabelFreePostProcessor(CheckpointedOptions, PostProcessor):

@@ -20,6 +20,7 @@ from anomalib.engine.plugins import AnomalibCheckpointIO
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 
+from .compat import may_keep_an_early_one
 from .files import written_whole
 from .results import LATEST, link_latest
 
@@ -121,6 +122,20 @@ class WholeCheckpointIO(AnomalibCheckpointIO):
         run = next((folder for folder in path.parents if (folder.parent / LATEST).is_symlink()), None)
         if run is not None:
             link_latest(run)
+
+
+def may_be_kept(trainer: Trainer) -> bool:
+    """Return whether a checkpoint that is written now may be the one that is loaded later.
+
+    It is the last of the training, one that a measure chooses, or one of every few epochs or steps. Where nothing says
+    when a training ends any may be.
+    """
+    epochs, steps = trainer.max_epochs or 1, trainer.max_steps
+    ends = epochs > 0 or steps > 0
+    is_last = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
+    chosen = any(may_keep_an_early_one(callback) for callback in trainer.checkpoint_callbacks)
+    chosen = chosen or trainer.check_val_every_n_epoch != 1  # Lightning saves where it validates
+    return trainer.should_stop or is_last or chosen or not ends
 
 
 def guard_checkpoints(trainer: Trainer) -> None:

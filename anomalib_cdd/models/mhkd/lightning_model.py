@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR
 
-from anomalib_cdd.thresholds.post_processing import may_be_kept
+from anomalib_cdd.training.checkpoints import may_be_kept
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.epochs import TrainsByEpochs
 from anomalib_cdd.training.finite import StopsWhenNotFinite, check_finite
