@@ -137,7 +137,7 @@ def bald_spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("kind", "epochs", "root", "options", "seed"),
     [
-        (Mhkd, 12, "bald_spots", {}, 0),
+        (Mhkd, 36, "bald_spots", {}, 0),
         (ReContrast, 3, "mvtec_root", NARROW, 0),
         (Urd, 3, "mvtec_root", NARROW, 0),
         (Dtsnet, 3, "mvtec_root", NARROW, 0),

@@ -150,6 +150,7 @@ class Mhkd(StopsWhenNotFinite, TrainsByEpochs, LabelFreeDefaults, AnomalibModule
         if self._images is None:
             msg = "MHKD normalises its teacher over the training images and reads them itself: give anomalib data."
             raise ValueError(msg)
+        self.model.train()  # Lightning leaves a model that was evaluated before as it is
         if self.trainer.ckpt_path is None:
             self._normalise_teacher(self._images)
 
@@ -181,6 +182,7 @@ class Mhkd(StopsWhenNotFinite, TrainsByEpochs, LabelFreeDefaults, AnomalibModule
 
     def on_train_end(self) -> None:
         """Scale the two maps where a training was stopped within an epoch."""
+        super().on_train_end()
         self.before_calibration()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
