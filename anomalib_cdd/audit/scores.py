@@ -6,7 +6,6 @@ A model's training report is asked first; its own scores of images that it has l
 be so.
 """
 
-import filecmp
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -191,7 +190,7 @@ def find_learned(paths: Sequence[str], trained: Sequence[str]) -> Learned:
         copies.setdefault((Path(trained[place]).name, size), []).append(place)
     for row in np.flatnonzero(places < 0).tolist():
         candidates = copies.get((Path(paths[row]).name, Path(paths[row]).stat().st_size), [])
-        same = (place for place in candidates if filecmp.cmp(paths[row], trained[place], shallow=False))
+        same = (place for place in candidates if Path(paths[row]).read_bytes() == Path(trained[place]).read_bytes())
         places[row] = next(same, -1)
     # of files that are gone there are the names: of the folder and the file, and of most of both sets, as many a folder
     # has a 000.png
