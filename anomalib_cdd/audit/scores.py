@@ -18,7 +18,6 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.models import AnomalibModule
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from anomalib_cdd.cleaning.cross_domain import cross_domain_scores
 from anomalib_cdd.cleaning.scorer import score_images
@@ -26,11 +25,9 @@ from anomalib_cdd.teachers.backbones import PYPI_TEACHER
 from anomalib_cdd.training.images import TrainingImages
 from anomalib_cdd.training.report import ReportsTraining
 from anomalib_cdd.training.scoring import iterate_predictions
-from anomalib_cdd.training.visualization import crop_margins, uncrop
+from anomalib_cdd.training.visualization import small_maps
 
 Sample = Literal["out-of-sample", "in-sample", "unknown"]
-# anomaly maps are smooth: at this longest side, two bytes a pixel, those of 50,000 images fit into memory
-MAP_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -169,9 +166,8 @@ def score_by_cross_domain_training(
     name = type(make_model()).__name__
     note = f"Each image was scored by one of {domains} models that was trained without it: scores are out of sample."
     sample: list[Sample] = ["out-of-sample"] * len(report.image_paths)
-    return ScoredImages(
-        report.image_paths, report.scores, f"{name}, cross-domain training", sample, [note], curves=report.curves
-    )
+    maps = None if report.maps is None else list(report.maps)
+    return ScoredImages(report.image_paths, report.scores, f"{name}, cross-domain training", sample, [note], maps)
 
 
 def find_learned(paths: Sequence[str], trained: Sequence[str]) -> Learned:
@@ -264,7 +260,7 @@ def _predict(
     model: AnomalibModule, images: TrainingImages, progress: bool, device: str | torch.device | None
 ) -> tuple[list[str], NDArray[np.float32], list[NDArray[np.float16]] | None]:
     """Return paths, raw scores and small maps of the whole images."""
-    margins = crop_margins(getattr(model.pre_processor, "transform", None))
+    transform = getattr(model.pre_processor, "transform", None)
     paths: list[str] = []
     scores, small = [], []
     batches = iterate_predictions(
@@ -280,14 +276,5 @@ def _predict(
         scores.append(batch_scores.cpu().numpy())
         paths += [str(path) for path in batch.image_path or []]
         if maps is not None:
-            small += shrink(uncrop(maps.cpu(), margins))
+            small += small_maps(maps, transform, batch.image)
     return paths, np.concatenate(scores), small or None
-
-
-def shrink(maps: torch.Tensor) -> list[NDArray[np.float16]]:
-    """Return maps ``(B, H, W)`` at a longest side of at most 64, one by one."""
-    factor = MAP_SIDE / max(maps.shape[-2:])
-    if factor < 1:
-        size = [max(round(side * factor), 1) for side in maps.shape[-2:]]
-        maps = F.interpolate(maps[:, None].float(), size, mode="bilinear", antialias=True)[:, 0]
-    return list(maps.numpy().astype(np.float16))

@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from anomalib_cdd.training.files import written_whole
 from anomalib_cdd.training.report import TrainingReport
 from anomalib_cdd.training.scoring import iterate_predictions
 from anomalib_cdd.training.source import code_hash, home_of
+from anomalib_cdd.training.visualization import small_maps
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def cross_domain_scores(
         progress: Whether to show progress bars.
 
     Returns:
-        Of each image the mean of the top 1 % of its anomaly map, or the model's score where it has no map.
+        Of each image the mean of the top 1 % of its anomaly map, or the model's score where it has no map; and small
+        maps, unless votes are in sample.
 
     Raises:
         ValueError: If there are fewer than two images for each part, or a model's scores are not finite.
@@ -78,6 +80,7 @@ def cross_domain_scores(
     parts = deal(len(dataset), domains, seed)
     key = _fingerprint(model_factory(), datamodule, domains, seed, in_sample, trainer or {})
     votes = np.full((domains, len(dataset)), np.nan, dtype=np.float32)
+    maps: dict[int, NDArray[np.float16]] = {}
     for number, part in enumerate(tqdm(parts, desc="domains", unit="model", disable=not progress)):
         path = folder / f"part_{number + 1}_of_{domains}.npz"
         asked = np.arange(len(dataset)) if in_sample else part
@@ -87,12 +90,15 @@ def cross_domain_scores(
             with isolate_rng():
                 seed_everything(seed + number, verbose=False)
                 model = _train(model_factory(), datamodule, rest, dict(trainer or {}), progress)
-            known = _scores(model, datamodule, asked, progress)
-            with written_whole(path) as draft, draft.open("wb") as file:
-                np.savez(file, scores=known, key=key)
-        votes[number, asked] = known
+            known = _said(model, datamodule, asked, progress)
+            _write(path, key, known)
+        votes[number, asked] = known.scores
+        maps |= zip(asked.tolist(), known.maps, strict=False)
     paths = [str(path) for path in dataset.samples["image_path"]]
-    return TrainingReport(paths, np.nanmean(votes, axis=0))
+    whole = not in_sample and len(maps) == len(dataset)
+    return TrainingReport(
+        paths, np.nanmean(votes, axis=0), maps=[maps[row] for row in range(len(dataset))] if whole else None
+    )
 
 
 def deal(count: int, domains: int, seed: int) -> list[NDArray[np.int64]]:
@@ -123,6 +129,13 @@ def top_mean(maps: Tensor) -> Tensor:
     """Return the mean of the highest 1 % of each map ``(B, H, W)``, at least one value, shape ``(B,)``."""
     values = maps.flatten(1)
     return values.topk(max(1, int(TOP_SHARE * values.shape[1])), dim=1).values.mean(dim=1)
+
+
+class _Said(NamedTuple):
+    """What a model said of some images: scores ``(n,)``, and maps, as many or none."""
+
+    scores: NDArray[np.float32]
+    maps: list[NDArray[np.float16]]
 
 
 class _Part(AnomalibDataModule):
@@ -158,11 +171,10 @@ def _train(
     return model
 
 
-def _scores(
-    model: AnomalibModule, whole: AnomalibDataModule, rows: NDArray[np.int64], progress: bool
-) -> NDArray[np.float32]:
-    found = []
-    for _, scores, maps, _ in iterate_predictions(
+def _said(model: AnomalibModule, whole: AnomalibDataModule, rows: NDArray[np.int64], progress: bool) -> _Said:
+    found, small = [], []
+    transform = getattr(model.pre_processor, "transform", None)
+    for batch, scores, maps, _ in iterate_predictions(
         model,
         whole.train_data.subsample(rows.tolist()),
         augmentations=whole.test_augmentations,
@@ -171,7 +183,9 @@ def _scores(
         progress=progress,
     ):
         found.append(scores if maps is None else top_mean(maps))
-    return torch.cat(found).cpu().numpy()
+        if maps is not None:
+            small += small_maps(maps, transform, batch.image)
+    return _Said(torch.cat(found).cpu().numpy(), small)
 
 
 def _fingerprint(model: AnomalibModule, data: AnomalibDataModule, *settings: Any) -> str:
@@ -187,17 +201,28 @@ def _fingerprint(model: AnomalibModule, data: AnomalibDataModule, *settings: Any
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _read(path: Path, key: str, count: int) -> NDArray[np.float32] | None:
-    """Read the scores of a finished part; ``None`` where there are none of these images and this model."""
+def _write(path: Path, key: str, said: _Said) -> None:
+    """Write what was said of a part; images, and so maps, may differ in shape."""
+    shapes = np.array([each.shape for each in said.maps], dtype=np.int64).reshape(-1, 2)
+    pixels = np.concatenate([each.ravel() for each in said.maps] or [np.zeros(0, dtype=np.float16)])
+    with written_whole(path) as draft, draft.open("wb") as file:
+        np.savez(file, scores=said.scores, shapes=shapes, pixels=pixels, key=key)
+
+
+def _read(path: Path, key: str, count: int) -> _Said | None:
+    """Read what was said of a finished part; ``None`` where there is nothing of these images and this model."""
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as content:
             scores, found = content["scores"], str(content["key"])
+            ends = content["shapes"].prod(axis=1).cumsum()[:-1]
+            pixels = np.split(content["pixels"], ends) if len(content["shapes"]) else []
+            maps = [each.reshape(shape) for each, shape in zip(pixels, content["shapes"], strict=True)]
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         logger.warning("The file of scores %s is damaged; its model is trained again", path)
         return None
     if found != key or scores.shape != (count,):
         logger.warning("The file of scores %s is of other images or settings; its model is trained again", path)
         return None
-    return scores
+    return _Said(scores, maps)

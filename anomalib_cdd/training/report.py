@@ -6,7 +6,7 @@ Audit, ranking, thresholds and noise AP ask a model for its report first; only w
 model's own, in-sample scores, and say so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,12 +25,15 @@ class TrainingReport:
         curves: Values over the epochs by name, each of shape ``(E, N)``, such as standardised scores; may be empty.
         pixels: A sample of P pixels of each image's map, as out of sample as the scores, shape ``(N, P)``; ``None``
             where there are no such maps.
+        maps: Small anomaly maps of the whole images, as out of sample as the scores, each ``(h, w)``; ``None`` where
+            there are none.
     """
 
     image_paths: list[str]
     scores: NDArray[np.float32]
     curves: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     pixels: NDArray[np.float32] | None = None
+    maps: Sequence[NDArray[np.float16]] | None = None
 
 
 @runtime_checkable
@@ -63,4 +66,5 @@ def report_of(model: Any, image_paths: list[str]) -> TrainingReport | None:
         return None
     curves = {name: values[:, rows] for name, values in report.curves.items()}
     pixels = None if report.pixels is None else report.pixels[rows]
-    return TrainingReport(image_paths, report.scores[rows], curves, pixels)
+    maps = None if report.maps is None else [report.maps[row] for row in rows]
+    return TrainingReport(image_paths, report.scores[rows], curves, pixels, maps)

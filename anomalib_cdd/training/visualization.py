@@ -10,9 +10,11 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from anomalib.data import ImageBatch
     from anomalib.models.components import AnomalibModule
     from lightning.pytorch import Trainer
+
+
+# anomaly maps are smooth: at this longest side, two bytes a pixel, those of 50,000 images fit into memory
+MAP_SIDE = 64
 
 
 class Margins(NamedTuple):
@@ -67,6 +73,23 @@ def uncrop(maps: Tensor, margins: Margins) -> Tensor:
     if maps.dtype == torch.bool:
         return F.pad(maps.byte(), margins).bool()
     return F.pad(maps, margins)
+
+
+def small_maps(maps: Tensor, transform: Any, images: Any) -> list[NDArray[np.float16]]:
+    """Return maps of the whole images, at a longest side of at most 64, one by one.
+
+    Args:
+        maps: What the model says of its crop, shape ``(B, H, W)``.
+        transform: The transform of its pre-processor.
+        images: What it is given, resized or not, shape ``(B, 3, H', W')``.
+    """
+    maps = uncrop(maps.detach().float().cpu(), crop_margins(transform, tuple(images.shape[-2:])))
+    factor = MAP_SIDE / max(maps.shape[-2:])
+    if factor < 1:
+        size = [max(round(side * factor), 1) for side in maps.shape[-2:]]
+        maps = F.interpolate(maps[:, None], size, mode="bilinear", antialias=True)[:, 0]
+    most = torch.finfo(torch.float16).max
+    return list(maps.clamp(-most, most).numpy().astype(np.float16))
 
 
 class UncroppedVisualizer(ImageVisualizer):

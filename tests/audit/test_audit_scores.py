@@ -12,8 +12,10 @@ import torch
 from anomalib import LearningType
 from anomalib.data import InferenceBatch
 from anomalib.models import AnomalibModule
+from anomalib.pre_processing import PreProcessor
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from anomalib_cdd import FolderNoisy
 from anomalib_cdd.audit.scores import score_by_model
@@ -153,3 +155,33 @@ def test_new_images_are_out_of_sample_and_have_percentiles(images: TrainingImage
     assert set(scored.sample) == {"out-of-sample"}
     assert scored.percentiles.tolist() == [50] * 12
     assert torch.isfinite(torch.from_numpy(scored.scores)).all()
+
+
+def test_a_heat_map_lies_where_the_model_looked_after_a_resize_of_one_side(tmp_path: Path) -> None:
+    """A white square at a quarter of the width of an image twice as wide as high."""
+    pixels = np.full((80, 160, 3), 60, dtype=np.uint8)
+    pixels[30:50, 50:70] = 255
+    for number in range(3):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    model = make_model(reports=False)
+    model.pre_processor = PreProcessor(Compose([Resize(40), CenterCrop(32)]))
+    scored = score_by_model(model, images_of(tmp_path), progress=False)
+    assert scored.maps is not None
+    for values in scored.maps:
+        assert values.shape == (32, 64)
+        rows, columns = np.nonzero(values > 0.6)
+        assert 15 <= rows.mean() <= 16.5
+        assert 23 <= columns.mean() <= 24.5
+
+
+def test_maps_beyond_what_two_bytes_hold_are_finite(images: TrainingImages) -> None:
+    model = make_model(reports=False)
+
+    def huge(batch: Tensor) -> InferenceBatch:
+        maps = batch.mean(dim=1)
+        return InferenceBatch(pred_score=maps.mean(dim=(1, 2)), anomaly_map=maps * 1e9)
+
+    model.model.forward = huge
+    scored = score_by_model(model, images, progress=False)
+    assert scored.maps is not None
+    assert np.isfinite(np.stack(scored.maps)).all()

@@ -79,6 +79,14 @@ def test_no_model_scores_what_it_was_trained_on(
     left_out = [everything - seen for seen in watch.seen]
     assert sorted(path for part in left_out for path in part) == sorted(everything)
     assert len(data.train_data) == 15
+    assert report.maps is not None
+    assert {values.shape for values in report.maps} == {(64, 64)}
+    # of the image that the score is of: a part that is read back has the same
+    again = cross_domain_scores(factory, data, folder=tmp_path, trainer=trainer, progress=False)
+    assert again.maps is not None
+    assert all(np.array_equal(one, other) for one, other in zip(report.maps, again.maps, strict=True))
+    highest = [values.max() for values in report.maps]
+    assert np.corrcoef(report.scores, highest)[0, 1] > 0.9
 
 
 def test_a_stopped_run_goes_on_with_what_is_missing(data: MVTecNoisy, tmp_path: Path) -> None:

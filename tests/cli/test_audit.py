@@ -188,7 +188,9 @@ def test_cross_domain_training_scores_each_image_by_a_model_that_has_not_seen_it
     assert len(scores) == 12
     assert set(scores["scored_by"]) == {"Padim, cross-domain training"}
     assert set(scores["sample"]) == {"out-of-sample"}
-    assert "one of 2 models that was trained without it" in page_of(tmp_path / "out")
+    page = page_of(tmp_path / "out")
+    assert "one of 2 models that was trained without it" in page
+    assert '"hasHeatMaps": true' in page
     # a part that is finished is not trained again
     monkeypatch.setattr(Engine, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
     assert audit(data, tmp_path / "out", *options).equals(scores)
