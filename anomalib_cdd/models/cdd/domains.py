@@ -111,6 +111,7 @@ class Plan(NamedTuple):
         persistent: Whether domain students live on.
         recalls: Whether the previous student is asked about the training set.
         first: The first epoch with these folds.
+        kept: How many domain students live on from the epoch before; the others are forked.
         learns: Whether domain students are trained; if not, what they said in the epoch before stands.
     """
 
@@ -122,6 +123,7 @@ class Plan(NamedTuple):
     persistent: bool
     recalls: bool
     first: int
+    kept: int
     learns: bool
 
 
@@ -146,6 +148,9 @@ def plan_epoch(epoch: int, epochs: int, images: int, options: Any) -> Plan:
         first -= 1
     confident = confident_count(epoch, epochs, images, options.max_confident) if guided else 0
     persistent = across and epoch < persistent_epochs(epochs, options.domain_students)
+    count_before = 0
+    if epoch > options.warmup_epochs:
+        count_before = domain_count(epoch - 1, epochs, options.domains) if options.domain_construction else 1
     return Plan(
         domains=count,
         confident=confident,
@@ -155,6 +160,7 @@ def plan_epoch(epoch: int, epochs: int, images: int, options: Any) -> Plan:
         persistent=persistent,
         recalls=(across and asks) or confident > 0,
         first=first,
+        kept=min(count, count_before) if persistent else 0,
         learns=across and not (persistent and (epoch - first) % options.domain_interval),
     )
 

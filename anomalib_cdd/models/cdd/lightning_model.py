@@ -7,7 +7,6 @@
 
 import copy
 import inspect
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from torch.optim import Adam, Optimizer
 from anomalib_cdd.teachers.anomaly_map import check_sides
 from anomalib_cdd.teachers.backbones import Teacher
 from anomalib_cdd.teachers.distances import distance
-from anomalib_cdd.teachers.students import DEFAULT_WIDTH, Student
+from anomalib_cdd.teachers.students import DEFAULT_WIDTH
 from anomalib_cdd.training.compat import QuantizesStudent
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.epochs import TrainsByEpochs
@@ -34,7 +33,6 @@ from anomalib_cdd.training.staged import StagedEpoch
 
 from . import checks
 from .domains import (
-    Domains,
     DomainStudents,
     Plan,
     batches,
@@ -45,12 +43,11 @@ from .domains import (
     student_seed,
     visits_of,
 )
-from .history import TrainingHistory, met_before
+from .history import TrainingHistory
 from .loss import Selection, perturb, target_distance, with_confident_patches
+from .students import StudentsInTraining
 from .torch_model import CddModel
 from .training_set import TrainingSet
-
-logger = logging.getLogger(__name__)
 
 ADAM_BETAS = (0.5, 0.999)
 FUSED_ADAM = ("cpu", "cuda", "xpu")
@@ -184,9 +181,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         self.training_history: TrainingHistory | None = None
         # not modules: what follows is of training alone and stays out of the model and its exports
         self._training_set: TrainingSet | None = None
-        self._domain_students: list[Student] = []
-        self._met = torch.zeros(0, 0, dtype=torch.bool)
-        self._resumed: dict[str, Any] = {}
+        self._others = StudentsInTraining()
 
     @classmethod
     def paper(cls, **options: Any) -> "Cdd":
@@ -210,7 +205,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         options, data, share = self.options, self.training_set, self.ranks.share
         plan, generator = plan_epoch(e, epochs, len(data), options), epoch_generator(options.seed, e)
         global_student, global_optimizer = self.model.student.train(), self.all_optimizers()[0]
-        for number, student in enumerate([global_student, *self._domain_students]):
+        for number, student in enumerate([global_student, *self._others.students]):
             student.reseed(student_seed(options.seed, e, number))
 
         # S_prev: the global student as the epoch finds it, frozen
@@ -231,7 +226,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
 
         # lines 10 to 17: a student for each domain, forked from the previous one or living on (Eq. 15)
         for k, part in enumerate(parts):
-            student, optimizer = self.domain_student(k, e, epochs, plan), self.all_optimizers()[k + 1]
+            optimizer = self.all_optimizers()[k + 1]
+            student = self._others.ready(k, global_student, optimizer, lives_on=k < plan.kept)
             for indices, teacher in zip(part, data.teacher(part), strict=True):
                 output = student(teacher)
                 loss = distance(teacher, output)
@@ -239,15 +235,15 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
                     loss = loss + plan.weight * distance(data.recalled(indices, teacher), output)
                 self.optimize(optimizer, loss, "domain")
                 yield
-        students = [student.eval() for student in self._domain_students[: plan.domains]]
+        students = [student.eval() for student in self._others.students[: plan.domains]]
         for student in students[: len(parts)]:
             self.ranks.average_statistics(student)
-        self._meet(domains, plan)
+        self._others.meet(domains, plan, options)
 
         # lines 18 to 26: the other domains' students say what is normal in each image (Eq. 17 to 20)
         with self.finite("the pseudo-normal targets"):
             # what the previous student has chosen does not stand for the next: a resumed training has forgotten it
-            unmet, anew = ~self._met[1:], plan.learns or plan.recalls
+            unmet, anew = self._others.unmet, plan.learns or plan.recalls
             targets = data.targets(students, visits, options.selection, unmet, anew) if plan.across else None
         sigma = 0.0 if plan.warm_up else options.feature_noise
         for batch, teacher in zip(visited, data.teacher([visit[:, 0] for visit in visited]), strict=True):
@@ -275,29 +271,6 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         """Return this rank's shares of the batches of a shuffled pass."""
         return [self.ranks.share(batch) for batch in batches(samples, self.training_set.batch_size, generator)]
 
-    def domain_student(self, k: int, e: int, epochs: int, plan: Plan) -> Student:
-        """Ready domain student k: forked from the global student, parameters and buffers, or as the last epoch left it.
-
-        A fork's Adam begins afresh. A persistent student begins as a copy of the global student too.
-        """
-        student = self._domain_students[k]
-        before = plan_epoch(e - 1, epochs, len(self.training_set), self.options) if e else None
-        if not (plan.persistent and before is not None and before.persistent and k < before.domains):
-            student.load_state_dict(self.model.student.state_dict())
-            self.all_optimizers()[k + 1].optimizer.state.clear()
-            self._met[k + 1] = self._met[0]
-        return student.train()
-
-    def _meet(self, domains: Domains, plan: Plan) -> None:
-        """Take down who was trained on which sample: the global student in row 0, domain student k in row k + 1."""
-        for k in range(plan.domains if plan.learns else 0):
-            self._met[k + 1, domains.domain(k)] = True
-        if not plan.across or self.options.confident_patches:
-            self._met[0] = True
-        elif self.options.confident_distillation or domains.shared:
-            # from the teacher, or from students that were all trained on them
-            self._met[0, domains.confident] = True
-
     def _log_plan(self, plan: Plan, samples: int) -> None:
         share = plan.confident / samples
         self.log_epoch(K=plan.domains, r=share, regularization=plan.weight, confident=plan.confident)
@@ -322,7 +295,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         checks.check_size(len(data), data.batch_size, self.trainer, self.options)
         data.fill(self.trainer)
         checks.tell_budget(len(data), data.batch_size, self.trainer.max_epochs or 1, self.options)
-        self._met = self._met_before(data)
+        before = None if self.training_history is None else self.training_history.image_paths
+        self._others.begin(data.image_paths, data.features.per_image, max(self.options.domains), before)
 
     def on_train_start(self) -> None:
         """Learn at this model's rate, whatever that of a checkpoint was."""
@@ -330,20 +304,6 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         for optimizer in self.all_optimizers():
             for group in optimizer.param_groups:
                 group["lr"] = self.options.learning_rate
-
-    def _met_before(self, data: TrainingSet) -> Tensor:
-        """Return who was trained on which sample before this fit, see :func:`~.history.met_before`."""
-        known, before = self._resumed.pop("image_paths", None), self._resumed.pop("met", None)
-        paths, tiles = data.image_paths, data.features.per_image
-        if known is None and self.training_history is not None:
-            known = self.training_history.image_paths
-        if known is not None and (before is None or before.shape[1] != len(known) * tiles):
-            before = None
-            logger.warning(
-                "This model has been trained before: what it says of the images that it has learned from is not out of "
-                "sample. Train a new one for that."
-            )
-        return met_before(known or [], before, paths, 1 + max(self.options.domains), tiles)
 
     def on_epoch_trained(self) -> None:
         """Take down what the epoch said of each image."""
@@ -382,10 +342,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return one Adam for the global student and one for each domain student."""
-        self._domain_students = [copy.deepcopy(self.model.student) for _ in range(max(self.options.domains))]
-        for student, state in zip(self._domain_students, self._resumed.pop("domain_students", ()), strict=False):
-            student.load_state_dict(state)
-        students = [self.model.student, *self._domain_students]
+        students = [self.model.student, *self._others.make(self.model.student, max(self.options.domains))]
         # one kernel a step; Lightning clips no gradients that such a step unscales
         fused = self.device.type in FUSED_ADAM and getattr(self._trainer, "precision", None) != "16-mixed"
         rate = self.options.learning_rate
@@ -404,16 +361,16 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         if stage == "fit":
             if self._training_set is not None:
                 self._training_set.close()
-            self._training_set, self._domain_students = None, []
+            self._training_set = None
+            self._others.release()
             self.end_training()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what inference needs: anomalib's torch export pickles the whole module."""
         training: dict[str, Any] = {
             "_training_set": None,
-            "_domain_students": [],
             "training_history": None,
-            "_met": torch.zeros(0, 0, dtype=torch.bool),
+            "_others": StudentsInTraining(),
         }
         return super().__getstate__() | training
 
@@ -425,8 +382,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         if self.training_history is not None:
             checkpoint["training_history"] = self.training_history.state_dict()
         if self._training_set is None:
-            has_begun = self._met.numel() > 0
-            if has_begun and self._trainer is not None and self._trainer.interrupted:
+            if self._others.has_begun and self._trainer is not None and self._trainer.interrupted:
                 msg = "The fit has ended by an error, and its domain students are gone: take its last checkpoint."
                 raise RuntimeError(msg)
             _forget_moments(checkpoint, 1)  # of domain students that are gone
@@ -434,9 +390,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         epochs, samples = self.trainer.max_epochs or 1, len(self.training_set)
         following = plan_epoch(min(self.current_epoch + 1, epochs - 1), epochs, samples, self.options)
         alive = following.domains if following.persistent else 0
-        states = [student.state_dict() for student in self._domain_students[:alive]]
-        paths = self._training_set.image_paths
-        checkpoint["cdd_training"] = {"met": self._met, "image_paths": paths, "domain_students": states}
+        checkpoint["cdd_training"] = self._others.state_dict(alive, self._training_set.image_paths)
         _forget_moments(checkpoint, 1 + alive)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -446,7 +400,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         super().on_load_checkpoint(checkpoint)
         history = checkpoint.get("training_history")
         self.training_history = None if history is None else TrainingHistory(**history)
-        self._resumed = dict(checkpoint.get("cdd_training", {})) if fitting else {}
+        self._others.load_state_dict(checkpoint.get("cdd_training", {}) if fitting else {})
 
 
 def _forget_moments(checkpoint: dict[str, Any], first: int) -> None:

@@ -5,7 +5,7 @@
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.models.cdd import lightning_model
 from anomalib_cdd.models.cdd.domains import epoch_generator
+from anomalib_cdd.models.cdd.students import StudentsInTraining
 from anomalib_cdd.models.cdd.training_set import TrainingSet
 from anomalib_cdd.teachers.distances import distance
 
@@ -42,7 +43,8 @@ class Recorder:
         self.steps: list[tuple[int, str, int]] = []
         self.forks: list[dict[str, Any]] = []
         self.domains: dict[int, Any] = {}
-        update, fork, partition = Cdd.optimize, Cdd.domain_student, lightning_model.partition
+        update, begin, partition = Cdd.optimize, Cdd.epoch, lightning_model.partition
+        fork, models = StudentsInTraining.ready, []
 
         def record_update(model: Cdd, optimizer: Any, loss: Tensor, stage: str) -> None:
             index = [opt.optimizer for opt in model.all_optimizers()].index(optimizer.optimizer)
@@ -50,8 +52,13 @@ class Recorder:
             assert torch.isfinite(loss)
             update(model, optimizer, loss, stage)
 
-        def record_fork(model: Cdd, k: int, *args: Any) -> Any:
-            student, optimizer = fork(model, k, *args), model.all_optimizers()[k + 1]
+        def record_epoch(model: Cdd, *args: int) -> Iterator[None]:
+            models[:] = [model]
+            return begin(model, *args)
+
+        def record_fork(students: StudentsInTraining, k: int, *args: Any, **kwargs: Any) -> Any:
+            student, model = fork(students, k, *args, **kwargs), models[0]
+            optimizer = model.all_optimizers()[k + 1]
             self.forks.append(
                 {
                     "epoch": model.current_epoch,
@@ -68,7 +75,8 @@ class Recorder:
             return self.domains[len(self.domains) - 1]
 
         monkeypatch.setattr(Cdd, "optimize", record_update)
-        monkeypatch.setattr(Cdd, "domain_student", record_fork)
+        monkeypatch.setattr(Cdd, "epoch", record_epoch)
+        monkeypatch.setattr(StudentsInTraining, "ready", record_fork)
         monkeypatch.setattr(lightning_model, "partition", record_partition)
 
 

@@ -526,7 +526,7 @@ def test_memory_comes_back_after_a_fit(make_model: Model, make_data: Data, make_
     model = make_model()
     make_engine(1).fit(model, datamodule=make_data())
     assert model._training_set is None
-    assert model._domain_students == []
+    assert model._others.students == []
     with pytest.raises(RuntimeError, match="outside a fit"):
         _ = model.training_set
 

@@ -1,0 +1,124 @@
+# Copyright (C) 2026 the anomalib-cdd authors
+# SPDX-License-Identifier: Apache-2.0
+"""The domain students of a fit, and who was trained on which sample: what makes a score out of sample."""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+
+from anomalib_cdd.teachers.students import Student
+
+from .domains import Domains, Plan
+from .history import met_before
+
+logger = logging.getLogger(__name__)
+
+
+class StudentsInTraining:
+    """The domain students, and the samples that they and the global student were trained on.
+
+    Attributes:
+        students: One for each domain of the largest K; none outside a fit.
+    """
+
+    def __init__(self) -> None:
+        self.students: list[Student] = []
+        # the global student in row 0, domain student k in row k + 1
+        self._met = torch.zeros(0, 0, dtype=torch.bool)
+        self._resumed: dict[str, Any] = {}
+
+    def make(self, student: Student, count: int) -> list[Student]:
+        """Make domain students, as a resumed checkpoint has them where it has any.
+
+        Args:
+            student: The global student; the others are copies of it.
+            count: How many.
+        """
+        self.students = [copy.deepcopy(student) for _ in range(count)]
+        for each, state in zip(self.students, self._resumed.pop("domain_students", ()), strict=False):
+            each.load_state_dict(state)
+        return self.students
+
+    def begin(self, image_paths: Sequence[str], per_image: int, count: int, before: Sequence[str] | None) -> None:
+        """Find who was trained on which sample before this fit.
+
+        Args:
+            image_paths: Paths of the N training images.
+            per_image: Samples an image.
+            count: Number of domain students.
+            before: The images that the model has learned from, where it has.
+        """
+        known, met = self._resumed.pop("image_paths", None), self._resumed.pop("met", None)
+        known = before if known is None else known
+        if known is not None and (met is None or met.shape[1] != len(known) * per_image):
+            met = None
+            logger.warning(
+                "This model has been trained before: what it says of the images that it has learned from is not out of "
+                "sample. Train a new one for that."
+            )
+        self._met = met_before(known or [], met, image_paths, 1 + count, per_image)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there has been a fit, or there is one."""
+        return self._met.numel() > 0
+
+    @property
+    def unmet(self) -> Tensor:
+        """Which domain student has not been trained on which sample, bool of shape ``(K, N)``."""
+        return ~self._met[1:]
+
+    def ready(self, k: int, student: Student, optimizer: LightningOptimizer, lives_on: bool) -> Student:
+        """Ready domain student k for an epoch.
+
+        Args:
+            k: Which.
+            student: The global student.
+            optimizer: The domain student's own.
+            lives_on: Whether it goes on as the last epoch left it. If not, it is forked from the global student,
+                parameters and buffers, and its Adam begins afresh.
+        """
+        if not lives_on:
+            self.students[k].load_state_dict(student.state_dict())
+            optimizer.optimizer.state.clear()
+            self._met[k + 1] = self._met[0]
+        return self.students[k].train()
+
+    def meet(self, domains: Domains, plan: Plan, options: Any) -> None:
+        """Take down who is trained on which sample in an epoch.
+
+        Args:
+            domains: The epoch's.
+            plan: The epoch's.
+            options: The constructor's arguments of :class:`Cdd`.
+        """
+        for k in range(plan.domains if plan.learns else 0):
+            self._met[k + 1, domains.domain(k)] = True
+        if not plan.across or options.confident_patches:
+            self._met[0] = True
+        elif options.confident_distillation or domains.shared:
+            # from the teacher, or from students that were all trained on them
+            self._met[0, domains.confident] = True
+
+    def state_dict(self, alive: int, image_paths: list[str]) -> dict[str, Any]:
+        """Return what a checkpoint needs to go on.
+
+        Args:
+            alive: How many of the domain students live on.
+            image_paths: Paths of the training images.
+        """
+        states = [student.state_dict() for student in self.students[:alive]]
+        return {"met": self._met, "image_paths": image_paths, "domain_students": states}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep what a checkpoint has until the fit makes the students; nothing where it has nothing."""
+        self._resumed = dict(state)
+
+    def release(self) -> None:
+        """Let the students go when a fit ends; who was trained on what stays."""
+        self.students = []
