@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from anomalib_cdd.cleaning.scorer import IMAGE_SIZE
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER, normalisation
-from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates
+from anomalib_cdd.teachers.duplicates import QUARTERS, centre, describe, near_duplicates
 from anomalib_cdd.teachers.patches import PatchExtractor
 
 logger = logging.getLogger(__name__)
@@ -46,5 +46,9 @@ def find_duplicates(dataset: AnomalibDataset, batch_size: int, *, progress: bool
     )
     loader = DataLoader(dataset, batch_size, collate_fn=dataset.collate_fn)
     bar = tqdm(loader, desc="near-duplicates", unit="batch", leave=False, disable=not progress)
-    descriptors = [describe(extractor(batch.image.to(device))).cpu().numpy() for batch in bar]
-    return near_duplicates(centre(np.concatenate(descriptors)))
+    # a whole array, see the look without a model
+    descriptors, start = np.empty((len(dataset), QUARTERS**2 * extractor.channels), dtype=np.float32), 0
+    for batch in bar:
+        rows = slice(start, start := start + len(batch.image))
+        descriptors[rows] = describe(extractor(batch.image.to(device))).cpu()
+    return near_duplicates(centre(descriptors))

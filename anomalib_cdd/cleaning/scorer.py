@@ -99,7 +99,7 @@ def score_images(
 
     # whole arrays: small ones that stay between large ones that go would keep the allocator from reusing memory
     count = len(dataset)
-    descriptors = np.empty((count, QUARTERS**2 * DIMENSIONS), dtype=np.float32)
+    descriptors = np.empty((count, QUARTERS**2 * look.projection.shape[1]), dtype=np.float32)
     start = 0
     for patches in look("looking for near-duplicates"):
         rows = slice(start, start := start + len(patches))

@@ -63,6 +63,12 @@ def test_the_same_folder_has_the_same_scores_and_the_sample_depends_on_its_seed(
     assert np.allclose(first, look(paths, reference_images=5, batch_size=3).scores, atol=1e-3)
 
 
+def test_a_teacher_whose_patches_are_shorter_than_the_projection_is_not_projected(make_folder: Folder) -> None:
+    found = look(make_folder(), backbone="efficientnet_lite0", pre_trained=False)
+    assert found.features.shape == (21, 4 * (40 + 112))
+    assert np.isfinite(found.scores).all()
+
+
 def test_images_of_very_different_sizes_are_read(make_folder: Folder, tmp_path: Path) -> None:
     paths = make_folder(good=10)
     for number, size in enumerate([(1000, 20), (20, 700), (16, 16)]):
