@@ -100,7 +100,7 @@ class Teacher(nn.Module):
         names, channels, strides = info.module_name(), info.channels(), info.reduction()
         try:
             features = self(image)
-        except AssertionError as error:  # timm's, of a network that is built for one size
+        except (AssertionError, RuntimeError) as error:  # of a network that is built for one size
             msg = f"Backbone {self.backbone!r} takes one size of images only ({_first_line(error)}). Choose a CNN."
             raise ValueError(msg) from error
         for name, count, feature in zip(names, channels, features, strict=True):

@@ -62,7 +62,7 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_one_line() -> None:
 
 
 def test_transformers_of_one_size_are_refused_by_name() -> None:
-    for backbone in ("beit_base_patch16_224", "swin_tiny_patch4_window7_224"):
+    for backbone in ("beit_base_patch16_224", "swin_tiny_patch4_window7_224", "efficientformerv2_s0"):
         with pytest.raises(ValueError, match=rf"'{backbone}' takes one size of images only"):
             Teacher(backbone, pre_trained=False)
 
