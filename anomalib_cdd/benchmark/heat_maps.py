@@ -47,12 +47,11 @@ class Frame(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """One model's examples: its maps by image path, its pre-processing, and the ends of its colour scale."""
+    """One model's examples: its maps by image path, true masks and labels, and the ends of its colour scale."""
 
     maps: dict[str, NDArray[np.float32]]
     masks: dict[str, NDArray[np.bool_]]
     labels: dict[str, int]
-    transform: Compose | None
     scale: tuple[float, float]
 
 
@@ -64,7 +63,7 @@ def heat_maps(arrays: Mapping[str, Arrays], configs: Mapping[str, dict], look: M
         configs: Each model's ``class_path`` and ``init_args``.
         look: How each model is drawn.
     """
-    shown = {model: _shown(kept, configs[model]) for model, kept in arrays.items()}
+    shown = {model: _shown(kept) for model, kept in arrays.items()}
     paths = list(dict.fromkeys(path for examples in shown.values() for path in examples.maps))
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     figure = Figure(figsize=(1.6 * (len(shown) + 1) + 0.5, 1.62 * len(paths) + 0.4), layout=layout)
@@ -72,7 +71,7 @@ def heat_maps(arrays: Mapping[str, Arrays], configs: Mapping[str, dict], look: M
     for path, row in zip(paths, axes, strict=True):
         photo = _photo(Path(path))
         size = (photo.height, photo.width) if photo else None
-        frames = {model: _frame(examples.transform, size) for model, examples in shown.items()}
+        frames = {model: frame_of(configs[model], size) for model in shown}
         holders = [model for model, examples in shown.items() if path in examples.maps]
         _image(row[0], path, photo, shown[holders[0]], frames[holders[0]])
         for (model, examples), panel in zip(shown.items(), row[1:], strict=True):
@@ -94,12 +93,12 @@ def heat_maps(arrays: Mapping[str, Arrays], configs: Mapping[str, dict], look: M
     return figure
 
 
-def _shown(kept: Arrays, config: dict[str, Any]) -> Shown:
+def _shown(kept: Arrays) -> Shown:
     paths, maps = [str(path) for path in kept["example_paths"]], kept["example_maps"].astype(np.float32)
     masks = dict(zip(paths, kept["example_masks"], strict=True)) if "example_masks" in kept else {}
     low, high = np.quantile(maps[np.isfinite(maps)], COLOUR_QUANTILES)
     labels = dict(zip(paths, kept["example_labels"].tolist(), strict=True))
-    return Shown(dict(zip(paths, maps, strict=True)), masks, labels, _transform(config), (float(low), float(high)))
+    return Shown(dict(zip(paths, maps, strict=True)), masks, labels, (float(low), float(high)))
 
 
 def frame_of(config: dict[str, Any], size: tuple[int, int] | None = None) -> Frame:
@@ -109,20 +108,11 @@ def frame_of(config: dict[str, Any], size: tuple[int, int] | None = None) -> Fra
         config: The model's ``class_path`` and ``init_args``, with every default.
         size: Height and width of the image, where they are known.
     """
-    return _frame(_transform(config), size)
-
-
-def _frame(transform: Compose | None, size: tuple[int, int] | None) -> Frame:
-    margins, resized = crop_of(transform, size)
+    margins, resized = crop_of(Compose(steps) if (steps := _steps(config)) else None, size)
     if not any(margins):
         return Frame()
     height, width = resized
     return Frame(margins.left / width, 1 - margins.right / width, 1 - margins.bottom / height, margins.top / height)
-
-
-def _transform(config: dict[str, Any]) -> Compose | None:
-    steps = _steps(config)
-    return Compose(steps) if steps else None
 
 
 def _steps(config: dict[str, Any]) -> list[Any]:
