@@ -540,6 +540,7 @@ function downloadExcludeList() {
 
 /* ---- larger view: walks through what was shown when it opened ---- */
 
+const SHOWN_BY_BROWSERS = /\.(bmp|gif|jpe?g|png|webp)$/i;
 const viewer = byId("viewer");
 const viewed = { view: [], place: 0, member: 0 };
 const viewedIndex = () => viewed.view[viewed.place];
@@ -578,11 +579,23 @@ function showMember(index) {
   picturesOf(index).then((sources) => {
     if (viewed.member !== index) return; // the person has gone on
     [byId("viewer-image").src, byId("viewer-heat-map").src = ""] = sources;
+    showFile(index);
   });
   byId("viewer-facts").textContent = describe(index);
   drawSparkline(byId("viewer-sparkline"), image.curve);
   for (const button of byId("viewer-members").children) button.ariaPressed = button.ariaLabel === image.name;
   markVerdict(viewer, verdictOf(viewedIndex()), image.name);
+}
+
+/* the image itself in place of its thumbnail, where the page lies on the machine that has it */
+function showFile(index) {
+  const { name } = images[index];
+  if (!data.files || location.protocol !== "file:" || !SHOWN_BY_BROWSERS.test(name)) return;
+  const file = new Image();
+  file.addEventListener("load", () => {
+    if (viewed.member === index) byId("viewer-image").src = file.src;
+  });
+  file.src = `${data.files}/${name.split("/").map(encodeURIComponent).join("/")}`;
 }
 
 function judgeViewed(verdict) {

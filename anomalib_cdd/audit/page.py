@@ -97,6 +97,7 @@ def write_page(
     review: Mapping[str, str] | None = None,
     reviewed_at: str = "",
     curve_name: str = "",
+    files: str = "",
 ) -> None:
     """Write the page, whole or not at all: a reader never sees half of it.
 
@@ -111,6 +112,8 @@ def write_page(
         review: ``good`` or ``bad`` by name, to begin with.
         reviewed_at: When that was said, in ISO 8601: what a draft in the browser says later goes before it.
         curve_name: What the curves show.
+        files: URI of the folder that names are relative to, from which a browser on the same machine shows an image
+            itself when it is enlarged; none, where it would look other than its thumbnail.
 
     Raises:
         ValueError: If there are no images, a score or the cut is not a finite number, a name cannot be written as
@@ -135,6 +138,7 @@ def write_page(
         "review": dict(review or {}),
         "reviewedAt": reviewed_at,
         "curveName": curve_name,
+        "files": files,
         "hasHeatMaps": any(image.heat_map is not None for image in images),
         "picturesAFile": PICTURES_A_FILE if len(ranked) > EMBEDDED else 0,
     }

@@ -44,6 +44,7 @@ class Picture:
         height: Likewise.
         sharpness: Variance of the Laplacian of the grey values in [0, 255].
         brightness: Mean grey value in [0, 1].
+        is_deep: Whether its set has images of more than eight bits, which a browser would show dark.
     """
 
     thumbnail: bytes
@@ -51,6 +52,7 @@ class Picture:
     height: int
     sharpness: float
     brightness: float
+    is_deep: bool = False
 
 
 def look_at(paths: Sequence[str], *, progress: bool = True) -> tuple[list[Picture | None], dict[str, str]]:
@@ -89,7 +91,7 @@ def _look_at_one(path: str, white: int | None) -> Picture | str:
     grey = np.asarray(measured, dtype=np.float32)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     sharpness = float(cv2.Laplacian(grey, cv2.CV_32F).var())
-    return Picture(encode(image), width, height, sharpness, float(grey.mean()) / 255)
+    return Picture(encode(image), width, height, sharpness, float(grey.mean()) / 255, white is not None)
 
 
 def encode(image: Image.Image) -> bytes:

@@ -206,6 +206,7 @@ def write_results(
         review=review,
         reviewed_at=reviewed_at or "",
         curve_name=curve_name,
+        files="" if any(picture.is_deep for picture in shown.pictures) else base.resolve().as_uri(),
     )
     return Written(folder / PAGE, int((table["review"] != "").sum()))
 

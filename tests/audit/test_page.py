@@ -325,6 +325,23 @@ def test_the_larger_view_walks_through_what_is_shown(open_page: OpenPage) -> Non
     assert names(page) == [order[2]]
 
 
+@pytest.mark.parametrize("name", ["#1 100 % of it?.png", "Übergröße/写真 🙂.JPG"])
+def test_the_larger_view_shows_the_file_itself(open_page: OpenPage, tmp_path: Path, name: str) -> None:
+    """Sixty times as wide as its thumbnail; of a file that browsers do not read, the thumbnail."""
+    folder = tmp_path / "my parts"
+    for each in (name, "slow.tiff"):
+        (folder / each).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (960, 640)).save(folder / each)
+    page = open_page(named([name, "slow.tiff"]), content={"files": folder.as_uri()})
+    page.locator(".pictures").first.click()
+    width = "document.getElementById('viewer-image').naturalWidth"
+    wait_until(page, f"() => {width} === 960")
+    page.keyboard.press("ArrowRight")
+    wait_until(page, f"() => {width} === 16")
+    page.keyboard.press("ArrowLeft")
+    wait_until(page, f"() => {width} === 960")
+
+
 def test_a_phone_shows_everything_without_scrolling_sideways(open_page: OpenPage) -> None:
     images = [*make_images(), *named(["x" * 120 + ".png", "long words " * 20])]
     page = open_page(images, cut=0.5, title="T" * 80, viewport={"width": 360, "height": 740}, has_touch=True)

@@ -78,6 +78,7 @@ def test_16_bit_images_are_not_white(tmp_path: Path) -> None:
     values = np.linspace(0, 40_000, 64 * 64).reshape(64, 64).astype(np.uint16)
     [picture] = pictures_of(tmp_path, {"deep.png": Image.fromarray(values)})
     assert 70 < np.asarray(thumbnail(picture).convert("L")).mean() < 155
+    assert picture.is_deep
 
 
 def test_deep_images_share_the_white_of_the_set(tmp_path: Path) -> None:

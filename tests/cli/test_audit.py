@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from anomalib.engine import Engine
@@ -191,9 +192,19 @@ def test_cross_domain_training_scores_each_image_by_a_model_that_has_not_seen_it
     page = page_of(tmp_path / "out")
     assert "one of 2 models that was trained without it" in page
     assert '"hasHeatMaps": true' in page
+    assert f'"files": "{data.resolve().as_uri()}"' in page
     # a part that is finished is not trained again
     monkeypatch.setattr(Engine, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
     assert audit(data, tmp_path / "out", *options).equals(scores)
+
+
+def test_the_files_of_a_12_bit_camera_are_not_enlarged_as_a_browser_shows_them_dark(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for number, values in enumerate(np.random.default_rng(0).uniform(0, 4000, (4, 64, 64)).astype(np.uint16)):
+        Image.fromarray(values).save(folder / f"{number}.png")
+    audit(folder, tmp_path / "out")
+    assert '"files": ""' in page_of(tmp_path / "out")
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_others_go_on(
