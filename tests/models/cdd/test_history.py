@@ -19,8 +19,10 @@ from torchmetrics.functional.regression import spearman_corrcoef
 from anomalib_cdd import Cdd, MVTecNoisy
 from anomalib_cdd.models.cdd import lightning_model
 from anomalib_cdd.models.cdd.history import TrainingHistory, met_before
+from anomalib_cdd.models.cdd.students import StudentsInTraining
 from anomalib_cdd.models.cdd.training_set import TrainingSet
 from anomalib_cdd.teachers.distances import similarity
+from anomalib_cdd.teachers.students import Student
 from anomalib_cdd.training.scoring import iterate_predictions
 
 Model, Data, Engines = Callable[..., Cdd], Callable[..., MVTecNoisy], Callable[..., Engine]
@@ -120,11 +122,11 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
             met[place][shown[-1]] = True
         optimize(model, optimizer, loss, stage)
 
-    ready = Cdd.domain_student
+    ready = StudentsInTraining.ready
 
-    def watch_forks(model: Cdd, k: int, *args: Any) -> Any:
-        before = {name: value.clone() for name, value in model.model.student.state_dict().items()}
-        student = ready(model, k, *args)
+    def watch_forks(students: StudentsInTraining, k: int, whole: Student, *args: Any, **kwargs: Any) -> Any:
+        before = {name: value.clone() for name, value in whole.state_dict().items()}
+        student = ready(students, k, whole, *args, **kwargs)
         if all(torch.equal(value, before[name]) for name, value in student.state_dict().items()):
             met[k] = met[-1].clone()
         return student
@@ -149,7 +151,7 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
     monkeypatch.setattr(TrainingSet, "teacher", watch_batches)
     monkeypatch.setattr(TrainingSet, "targets", by_hand)
     monkeypatch.setattr(Cdd, "optimize", watch_steps)
-    monkeypatch.setattr(Cdd, "domain_student", watch_forks)
+    monkeypatch.setattr(StudentsInTraining, "ready", watch_forks)
     options = {"domains": (count,), "domain_students": kind, "confident_once": once}
     model = make_image_model(cache=cache, learning_rate=0.05, **options)
     # no pass is of 13 images, so that none has a last batch of a single one, which would be left out
