@@ -19,7 +19,7 @@ from anomalib_cdd.models.cdd.lightning_model import PAPER
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CELLS = {
-    "fuad": 4 * 4 * 7 * 3,
+    "fuad": 4 * 4 * 8 * 3,
     "cleaning": 4 * 2 * 12 * 3,
     "rivals": 4 * 13 * 3,
     "bottle": (9 + 5) * 3,

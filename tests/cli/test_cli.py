@@ -74,8 +74,8 @@ def test_the_grid_runs_from_the_command_line(mvtec_root: Path, tmp_path: Path, c
         "--seeds", "[0]", "--dry-run",
     ])  # fmt: skip
     said = capsys.readouterr().out
-    assert said.count("to do  ") == 4 * 4 * 7
-    assert said.endswith("112 cells: 112 to do, 0 done\n")
+    assert said.count("to do  ") == 4 * 4 * 8
+    assert said.endswith("128 cells: 128 to do, 0 done\n")
 
 
 def test_ctrl_c_ends_the_grid_in_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
