@@ -303,6 +303,13 @@ def test_one_image_is_refused(kind: type[AnomalibModule], mvtec_root: Path, tmp_
         make_engine(tmp_path).fit(make_model(kind), datamodule=data)
 
 
+@pytest.mark.parametrize("kind", [CrossPatch, SoftPatch])
+def test_images_smaller_than_the_blur_are_refused(kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path) -> None:
+    transform = Compose([Resize((16, 64), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
+    with pytest.raises(ValueError, match=r"images, or tiles, of 16 x 64 pixels.*Set a larger Resize"):
+        fitted(kind, mvtec_root, tmp_path, pre_processor=PreProcessor(transform))
+
+
 def test_too_few_images_for_a_channel_are_refused(mvtec_root: Path, tmp_path: Path) -> None:
     data = make_data(mvtec_root, max_normal=3, noise_ratio=0.0)
     with pytest.raises(ValueError, match="No channel of 3 training images has more than 3 members"):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from anomalib_cdd.teachers.anomaly_map import check_sides
 from anomalib_cdd.teachers.duplicates import centre, describe, near_duplicates, parts_of
 from anomalib_cdd.teachers.patches import PatchExtractor, cell_means, coreset
 from anomalib_cdd.training.defaults import LabelFreeDefaults
@@ -103,6 +104,7 @@ class CrossPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: i
         Returns:
             Which images of the bank show another part than each training image, shape ``(N, M)``.
         """
+        check_sides(*self.image_size)
         # each image is a domain; near-duplicates share one
         features = centre(torch.cat([describe(image.float().T.reshape(1, -1, *grid)) for image in images]).numpy())
         domain = parts_of(len(images), near_duplicates(features))

@@ -17,6 +17,7 @@ from anomalib.visualization import Visualizer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from anomalib_cdd.teachers.anomaly_map import check_sides
 from anomalib_cdd.teachers.patches import PatchExtractor, coreset, random_projection
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.memory_bank import FillsMemoryBank
@@ -99,6 +100,7 @@ class SoftPatch(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: ig
 
     def fill(self, images: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Fill the bank (Sec. 3.2 and 3.3); see :meth:`FillsMemoryBank.fill`."""
+        check_sides(*self.image_size)
         options, channels = self.hparams, images[0].shape[1]
         projection = random_projection(channels, PROJECTED).to(self.device)
         points = torch.empty(len(images[0]), len(images), projection.shape[1], device=self.device)
