@@ -364,14 +364,12 @@ class NoiseInjection(AnomalibDataModule):
         total, injected = len(self._split), sum(self._split.values())
         test_labels = self.test_data.samples["label_index"]
         anomalous = int((test_labels == LabelName.ABNORMAL).sum())
-        logger.info(
-            "Training: %d normal + %d injected anomalous images (%.1f %% of %d). Test: %d normal, %d anomalous images.",
-            total - injected,
-            injected,
-            100 * injected / total,
-            total,
-            len(test_labels) - anomalous,
-            anomalous,
-        )
+        # of a folder into which nothing was injected nobody knows what is in it
+        training = f"{total} images, none injected"
+        if injected:
+            share = f"{100 * injected / total:.1f} % of {total}"
+            training = f"{total - injected} normal + {injected} injected anomalous images ({share})"
+        normal = len(test_labels) - anomalous
+        logger.info("Training: %s. Test: %d normal, %d anomalous images.", training, normal, anomalous)
         if injected and not anomalous:
             logger.warning("Every anomalous test image was injected: the test set has none left to measure on.")

@@ -241,6 +241,8 @@ def test_counts_are_logged(mvtec_root, caplog):
     assert (
         "Training: 12 normal + 6 injected anomalous images (33.3 % of 18). Test: 6 normal, 8 anomalous" in caplog.text
     )
+    noisy(mvtec_root, noise_ratio=0.0)
+    assert "Training: 12 images, none injected. Test: 6 normal, 14 anomalous" in caplog.text
 
 
 def test_pickle_and_deepcopy(mvtec_root):
