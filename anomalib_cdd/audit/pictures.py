@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.stats import median_abs_deviation
 from tqdm.auto import tqdm
 
+from anomalib_cdd.training.image_files import printable
 from anomalib_cdd.training.reading import read_for_display, white_level
 
 THUMBNAIL = 160
@@ -70,11 +71,6 @@ def look_at(paths: Sequence[str], *, progress: bool = True) -> tuple[list[Pictur
     found = [_look_at_one(path, white) for path in bar]
     unreadable = {path: seen for path, seen in zip(paths, found, strict=True) if isinstance(seen, str)}
     return [seen if isinstance(seen, Picture) else None for seen in found], unreadable
-
-
-def printable(path: str) -> str:
-    """Return a path with what is not valid UTF-8 escaped."""
-    return path.encode(errors="backslashreplace").decode()
 
 
 def _look_at_one(path: str, white: int | None) -> Picture | str:

@@ -24,12 +24,13 @@ from anomalib_cdd.data.manifest import Review, read_review
 from anomalib_cdd.data.noise import relative_names
 from anomalib_cdd.thresholds.estimators import label_free_pixel_threshold, label_free_threshold
 from anomalib_cdd.training.files import written_whole
+from anomalib_cdd.training.image_files import printable
 from anomalib_cdd.training.images import TrainingImages
 
 from .annotations import COCO, FIFTYONE, LABEL_CONFIG, LABEL_STUDIO, AnnotatedImage, Region, outline, write_annotations
 from .duplicates import find_duplicates
 from .page import AuditImage, check_place, write_page
-from .pictures import Picture, flags, look_at, overlays, printable
+from .pictures import Picture, flags, look_at, overlays
 from .scores import ScoredImages, score_by_model
 
 logger = logging.getLogger(__name__)

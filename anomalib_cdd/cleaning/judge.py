@@ -17,6 +17,7 @@ from anomalib.data import AnomalibDataset
 from numpy.typing import NDArray
 
 from anomalib_cdd.data.clean import DEFAULT_DEVIATIONS, Cleaning, Judgement
+from anomalib_cdd.teachers.duplicates import parts_of
 from anomalib_cdd.training.files import written_whole
 from anomalib_cdd.training.source import code_hash
 
@@ -43,7 +44,7 @@ def judge(dataset: AnomalibDataset, cleaning: Cleaning) -> Judgement:
     Raises:
         ValueError: If there are fewer than three images, or one cannot be read.
     """
-    scores, saved = training_scores(dataset, cleaning)
+    scores, part, saved = training_scores(dataset, cleaning)
     if len(scores) < FEW_IMAGES:
         logger.warning("Cleaning: %d training images are few to say what is usual among them", len(scores))
     if np.ptp(scores) == 0:
@@ -52,17 +53,20 @@ def judge(dataset: AnomalibDataset, cleaning: Cleaning) -> Judgement:
     elif cleaning.share is not None:
         left_out = share(scores, cleaning.share)
     else:
-        left_out = deviations(scores, cleaning.deviations or DEFAULT_DEVIATIONS)
+        left_out = deviations(scores, cleaning.deviations or DEFAULT_DEVIATIONS, part)
     return Judgement(scores, left_out, saved)
 
 
-def training_scores(dataset: AnomalibDataset, cleaning: Cleaning) -> tuple[NDArray[np.float32], float]:
+def training_scores(
+    dataset: AnomalibDataset, cleaning: Cleaning
+) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
     """Return the recurrence scores of a data set ``(N,)``, computed once: a file in the user's cache keeps them.
 
-    The file's name is a fingerprint of the images' paths, sizes and times, of the settings and of the code.
+    The file's name is a fingerprint of the images' paths, sizes, times and white, of the settings and of the code.
 
     Returns:
-        The scores, and the seconds that were saved as they were read: 0 where they were computed now.
+        The scores, the part that each image shows, as of :func:`~anomalib_cdd.teachers.duplicates.parts_of`, and the
+        seconds that were saved as they were read: 0 where they were computed now.
     """
     path = scores_file(dataset, cleaning)
     known = _read(path, len(dataset))
@@ -70,13 +74,14 @@ def training_scores(dataset: AnomalibDataset, cleaning: Cleaning) -> tuple[NDArr
         logger.info("Cleaning: scores of %d training images are known from %s", len(dataset), path)
         return known
     start = time.perf_counter()
-    scores = score_images(dataset, **_settings(cleaning)).scores
+    found = score_images(dataset, **_settings(cleaning))
+    scores, part = found.scores, parts_of(len(found.scores), found.duplicates)
     try:
         with written_whole(path) as draft, draft.open("wb") as file:
-            np.savez(file, scores=scores, seconds=time.perf_counter() - start)
+            np.savez(file, scores=scores, part=part, seconds=time.perf_counter() - start)
     except OSError as error:
         logger.warning("The scores cannot be kept for the next fit: %s", error)
-    return scores, 0.0
+    return scores, part, 0.0
 
 
 def scores_file(dataset: AnomalibDataset, cleaning: Cleaning) -> Path:
@@ -85,7 +90,8 @@ def scores_file(dataset: AnomalibDataset, cleaning: Cleaning) -> Path:
     if cleaning.weights is not None:
         files.append(Path(cleaning.weights))
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    content = json.dumps([code_hash(ROOMS, DEPENDENCIES), _settings(cleaning), states])
+    white = getattr(getattr(dataset, "reader", None), "white", None)
+    content = json.dumps([code_hash(ROOMS, DEPENDENCIES), _settings(cleaning), states, white], default=str)
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
     return platformdirs.user_cache_path("anomalib_cdd") / "recurrence" / f"{name}.npz"
 
@@ -94,16 +100,16 @@ def _settings(cleaning: Cleaning) -> dict[str, Any]:
     return {name: value for name, value in asdict(cleaning).items() if name not in {"share", "deviations"}}
 
 
-def _read(path: Path, count: int) -> tuple[NDArray[np.float32], float] | None:
-    """Read kept scores and the seconds that they took; ``None``, with a warning, where the file is damaged."""
+def _read(path: Path, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64], float] | None:
+    """Read kept scores, parts and the seconds that they took; ``None``, with a warning, where the file is damaged."""
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as content:
-            scores, seconds = content["scores"], float(content["seconds"])
+            scores, part, seconds = content["scores"], content["part"], float(content["seconds"])
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        scores, seconds = np.empty(0, dtype=np.float32), 0.0
-    if scores.shape != (count,) or not np.isfinite(scores).all():
+        scores, part, seconds = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64), 0.0
+    if scores.shape != (count,) or part.shape != (count,) or not np.isfinite(scores).all():
         logger.warning("Cleaning: the file of scores %s is damaged; they are computed again", path)
         return None
-    return scores, seconds
+    return scores, part, seconds

@@ -31,15 +31,19 @@ def share(scores: NDArray[np.float32], part: float) -> NDArray[np.bool_]:
     return picked
 
 
-def deviations(scores: NDArray[np.float32], number: float = 2.0) -> NDArray[np.bool_]:
+def deviations(
+    scores: NDArray[np.float32], number: float = 2.0, part: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
     """Pick what is above median + number x 1.4826 x MAD, the median absolute deviation.
 
     Args:
         scores: Shape ``(N,)``, higher is more suspicious.
         number: How many deviations, above 0.
+        part: What each image shows, shape ``(N,)``: of near-duplicates the first counts for median and MAD, as many
+            photographs of one part would make the spread theirs. ``None`` counts every image.
 
     Returns:
-        Shape ``(N,)``.
+        Shape ``(N,)``. None is picked where the MAD is 0, as nothing says then how far apart usual images are.
 
     Raises:
         ValueError: If ``number`` is out of range.
@@ -47,5 +51,7 @@ def deviations(scores: NDArray[np.float32], number: float = 2.0) -> NDArray[np.b
     if not number > 0:
         msg = f"deviations has to be above 0, found {number}"
         raise ValueError(msg)
-    median = np.median(scores)
-    return scores > median + number * MAD_SCALE * np.median(np.abs(scores - median))
+    usual = scores if part is None else scores[np.unique(part, return_index=True)[1]]
+    median = np.median(usual)
+    spread = np.median(np.abs(usual - median))
+    return (scores > median + number * MAD_SCALE * spread) & (spread > 0)

@@ -38,7 +38,7 @@ class Recurrence:
     """How suspicious each of N images is to the others.
 
     Attributes:
-        image_paths: N paths, in the order of the data set.
+        image_paths: N paths, in the order of the data set, or as they were given.
         scores: Shape ``(N,)``, at least 0, higher is more suspicious; no upper bound.
         maps: Suspicion per patch, shape ``(N, h, w)``, not blurred.
         features: A descriptor of each image less what all share, shape ``(N, D)``.
@@ -70,7 +70,7 @@ def score_images(
     """Score images by recurrence, without any training.
 
     Every image is read twice, so that memory does not grow with the number of images by more than a descriptor and
-    a map each: once to find near-duplicates, and once to be scored.
+    a map each: once to find near-duplicates, and once to be scored; those that are asked once more.
 
     Args:
         dataset: An anomalib data set, or paths of images.
@@ -88,6 +88,7 @@ def score_images(
     Raises:
         ValueError: If there are fewer than three images, or one cannot be read.
     """
+    given = None if isinstance(dataset, AnomalibDataset) else [str(path) for path in dataset]
     if not isinstance(dataset, AnomalibDataset):
         dataset = dataset_of(dataset)
     if len(dataset) < FEWEST_IMAGES:
@@ -123,6 +124,14 @@ def score_images(
         scores[rows] = image_scores(batch, image_size).cpu()
         maps[rows] = batch.half().cpu()
     paths = [str(path) for path in dataset.samples["image_path"]]
+    if given is not None:  # anomalib's data set has sorted them
+        places: dict[str, list[int]] = {}
+        for number, path in enumerate(given):
+            places.setdefault(path, []).append(number)
+        place = np.array([places[path].pop(0) for path in paths])
+        order = np.argsort(place)
+        duplicates = sorted(sorted(place[group].tolist()) for group in duplicates)
+        paths, scores, maps, features = given, scores[order], maps[order], features[order]
     return Recurrence(paths, scores, maps, features, duplicates)
 
 

@@ -17,6 +17,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from anomalib_cdd.training.image_files import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -36,8 +38,15 @@ def write_manifest(path: str | Path, split: Mapping[str, bool]) -> None:
     Args:
         path: File to write. Its folder is made when missing; an older file is replaced.
         split: Relative path of each training image, and whether the image is injected noise.
+
+    Raises:
+        ValueError: If a path is not valid UTF-8.
     """
     path = Path(path)
+    for name in split:
+        if printable(name) != name:
+            msg = f"the name of {printable(name)} is not valid UTF-8, so that no list could have it: rename it"
+            raise ValueError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("w", encoding="utf-8", newline="") as file:
@@ -155,12 +164,16 @@ def read_exclude_list(path: str | Path, root: Path | None = None) -> set[str]:
 def _reviewed(path: Path, root: Path | None) -> dict[str, str]:
     """Return what a review says, by names relative to the data set's root and not to the folder that was audited."""
     review = read_review(path)
-    if review.root is None or root is None:
+    # of another system a root says nothing here
+    if review.root is None or root is None or not Path(review.root).is_absolute():
         return review.images
-    moved = {name: os.path.relpath(Path(review.root).resolve() / name, root.resolve()) for name in review.images}
-    # what lies elsewhere now goes by the name that it had
-    is_below = {name: not place.startswith(os.pardir) for name, place in moved.items()}
-    return {Path(moved[name]).as_posix() if is_below[name] else name: said for name, said in review.images.items()}
+    audited, root = Path(review.root).resolve(), root.resolve()
+    places = {name: audited / name for name in review.images}
+    below = {place.relative_to(root).as_posix(): name for name, place in places.items() if place.is_relative_to(root)}
+    # what was said of images elsewhere counts for none of this root; where all lie elsewhere, the folder was moved
+    if below or root.is_relative_to(audited):
+        return {place: review.images[name] for place, name in below.items()}
+    return review.images
 
 
 class Review(NamedTuple):

@@ -271,6 +271,9 @@ class NoiseInjection(AnomalibDataModule):
         subsets = [getattr(self, name) for name in ("train_data", "val_data", "test_data") if hasattr(self, name)]
         reader = getattr(model, "reader", None) or getattr(self.train_data, "reader", None)
         is_synthetic = any(isinstance(subset, SyntheticAnomalyDataset) for subset in subsets)
+        if is_fit and reader is not None and self.clean is not None:
+            # cleaning comes before a fit finds what its training set calls white
+            reader.white = white_level(self.train_data.samples["image_path"])
         if reader is None or is_synthetic:
             white = white_level(self.train_data.samples["image_path"])
             reader = reader or Reader(white)
@@ -300,7 +303,8 @@ class NoiseInjection(AnomalibDataModule):
             msg = f"{self.name} cannot be read: {broken[0]} is a link to nowhere; mend or remove it"
             raise FileNotFoundError(msg) from error
         root: Any = getattr(self, "root", None)
-        for subset in (self.train_data, self.test_data) if root is not None else ():
+        own_validation = [self.val_data] if hasattr(self, "val_data") else []
+        for subset in (self.train_data, self.test_data, *own_validation) if root is not None else ():
             leave_out_hidden(subset, Path(root).resolve())
 
     def _create_test_split(self) -> None:

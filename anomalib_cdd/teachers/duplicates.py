@@ -58,7 +58,8 @@ def near_duplicates(features: NDArray[np.float32]) -> list[list[int]]:
         Rows of each group of more than one image, ascending.
     """
     rows = torch.from_numpy(features)
-    close = CLOSE * _typical_distance(rows)
+    # where most are copies that distance is 0, and rounding alone would keep them apart
+    close = max(CLOSE * _typical_distance(rows), SAME)
     near: dict[int, list[int]] = {}
     for start in range(0, len(rows), BLOCK):
         pairs = _are_near(rows[start : start + BLOCK], rows[start:], close).nonzero() + start

@@ -61,3 +61,8 @@ def without_hidden(files: Iterable[Path], folder: Path) -> list[Path]:
         return any(part.startswith(".") for part in inside.parts)
 
     return [path for path in files if not is_hidden(path)]
+
+
+def printable(path: str) -> str:
+    """Return a path with what is not valid UTF-8 escaped."""
+    return path.encode(errors="backslashreplace").decode()

@@ -6,7 +6,7 @@ import csv
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copytree, ignore_patterns, rmtree
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ import pytest
 from anomalib.data import get_datamodule
 from anomalib.engine import Engine
 from anomalib.models import Padim
+from PIL import Image
 from samples import make_sample, save
 
-from anomalib_cdd import MVTecNoisy, cleaning
+from anomalib_cdd import CrossPatch, FolderNoisy, MVTecNoisy, cleaning
 from anomalib_cdd.data import Cleaning
 from anomalib_cdd.teachers.patches import nearest_distances
 from anomalib_cdd.training import source
@@ -130,7 +131,7 @@ def test_a_damaged_file_of_scores_is_computed_again_with_a_warning(
     data.setup()
     [path] = cache.rglob("*.npz")
     if content == "short":
-        np.savez(path, scores=np.zeros(3, dtype=np.float32), seconds=1.0)
+        np.savez(path, scores=np.zeros(3, dtype=np.float32), part=np.zeros(3, dtype=np.int64), seconds=1.0)
     else:
         path.write_bytes(path.read_bytes()[:100] if content else b"")
     again = make_data()
@@ -229,6 +230,27 @@ def test_images_that_are_all_the_same_all_stay(tmp_path: Path, caplog: pytest.Lo
     data.setup()
     assert len(data.train_data) == 12
     assert "all alike, so none is left out" in caplog.text
+
+
+def test_a_fit_cleans_images_of_12_bits_as_it_reads_them(cache: Path, tmp_path: Path) -> None:
+    root = tmp_path / "parts"
+    for number in range(12):
+        pixels = np.asarray(make_sample(number).image.convert("L")).astype(np.uint16) * 16
+        save(Image.fromarray(pixels), root / f"{number:02}.png")
+    options = {"name": "parts", "root": root, "normal_dir": ".", "noise_ratio": 0, "test_split_mode": "none"}
+    options |= {"val_split_mode": "none", "clean": LOOK | {"share": 0.2}, "num_workers": 0, "train_batch_size": 4}
+    scores = []
+    for is_fit in (False, True):
+        data = FolderNoisy(**options)
+        if is_fit:
+            rmtree(cache)
+            model = CrossPatch(backbone="test_resnet", pre_trained=False, audit=False)
+            engine = {"logger": False, "accelerator": "cpu", "enable_progress_bar": False}
+            Engine(**engine, default_root_dir=tmp_path / "results").fit(model, datamodule=data)
+        else:
+            data.setup()
+        scores.append(data.cleaned.scores)
+    assert np.array_equal(*scores)
 
 
 def test_few_images_are_cleaned_with_a_warning(

@@ -11,8 +11,9 @@ import pytest
 import torch
 from anomalib.models import AnomalibModule, Padim, Patchcore
 from lightning.pytorch.callbacks import Callback
+from samples import make_sample, save
 
-from anomalib_cdd import Cdd, MVTecNoisy
+from anomalib_cdd import Cdd, FolderNoisy, MVTecNoisy
 from anomalib_cdd.cleaning import cross_domain_scores
 from anomalib_cdd.cleaning.cross_domain import deal, top_mean
 from anomalib_cdd.training import source
@@ -57,6 +58,21 @@ def test_parts_are_disjoint_and_of_equal_size() -> None:
     assert [len(part) for part in parts] == [4, 4, 3]
     assert all(np.array_equal(a, b) for a, b in zip(parts, deal(11, 3, seed=0), strict=True))
     assert not np.array_equal(parts[0], deal(11, 3, seed=1)[0])
+
+
+def test_copies_of_an_image_are_scored_by_a_model_that_has_seen_none_of_them(tmp_path: Path) -> None:
+    root = tmp_path / "parts"
+    for number in range(6):
+        image = make_sample(number).image
+        for copy in ("a", "b"):
+            save(image, root / f"{copy}_{number}.png")
+    options = {"normal_dir": ".", "noise_ratio": 0, "test_split_mode": "none", "val_split_mode": "none"}
+    data = FolderNoisy(name="parts", root=root, num_workers=0, **options)
+    watch = Watch()
+    cross_domain_scores(padim, data, folder=tmp_path, trainer=TRAINER | {"callbacks": [watch]}, progress=False)
+    for seen in watch.seen:
+        shown = sorted(Path(path).name[2:] for path in seen)
+        assert shown[::2] == shown[1::2]
 
 
 def test_the_score_is_the_mean_of_the_top_1_percent() -> None:

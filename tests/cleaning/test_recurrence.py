@@ -54,6 +54,15 @@ def test_deviations_picks_what_is_far_above_the_median() -> None:
         deviations(scores, 0)
 
 
+def test_photographs_of_one_part_are_no_spread() -> None:
+    # twelve photographs of one part, and ten parts about as usual as it is
+    scores = np.array([3.0] * 12 + [1, 2, 2.5, 3, 3.5, 4, 4.2, 4.4, 5, 100], dtype=np.float32)
+    part = np.array([0] * 12 + list(range(12, 22)))
+    assert deviations(scores, 2, part).nonzero()[0].tolist() == [21]
+    # nothing says what is far where half are the same
+    assert not deviations(scores, 2).any()
+
+
 def test_near_duplicates_are_groups_around_their_first_and_no_chains() -> None:
     angles = np.deg2rad([0, 9, 17.5, 90, 140, 180, 230, 270])  # cos 9 = .988, cos 8.5 = .989, cos 17.5 = .954
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -68,6 +77,13 @@ def test_images_of_one_kind_are_no_duplicates_where_a_folder_shows_several(kinds
     features = of_a_kind + rng.normal(size=of_a_kind.shape)
     features[1] = features[0] + 0.1 * rng.normal(size=64)  # a second photograph
     assert near_duplicates(centre(features.astype(np.float32))) == [[0, 1]]
+
+
+def test_copies_are_groups_however_many_there_are() -> None:
+    parts = np.random.default_rng(0).normal(size=(10, 512)).astype(np.float32)
+    found = near_duplicates(centre(parts.repeat(9, axis=0)))
+    assert found == [list(range(start, start + 9)) for start in range(0, 90, 9)]
+    assert len(near_duplicates(centre(parts[:3].repeat(2, axis=0)))) == 3
 
 
 def test_images_that_are_all_the_same_are_one_group() -> None:

@@ -47,6 +47,17 @@ def test_a_defect_comes_first_however_often_it_was_photographed(make_folder: Fol
     assert found.duplicates == ([list(range(5))] if photographs == 5 else [])
 
 
+def test_results_are_in_the_order_that_was_given(make_folder: Folder) -> None:
+    paths = make_folder(good=8, photographs=2)
+    order = np.random.default_rng(0).permutation(len(paths))
+    found, mixed = look(paths), look([paths[row] for row in order])
+    assert mixed.image_paths == [str(paths[row]) for row in order]
+    for name in ("scores", "maps", "features"):
+        assert np.array_equal(getattr(mixed, name), getattr(found, name)[order])
+    [photographs] = mixed.duplicates
+    assert sorted(paths[order[row]].name for row in photographs) == ["defect_0.png", "defect_1.png"]
+
+
 def test_the_map_shows_where(make_folder: Folder) -> None:
     found = look(make_folder())
     assert found.maps.shape == (21, 12, 12)

@@ -148,6 +148,15 @@ def test_loco_validation_stays_normal(loco_root):
     assert not datamodule.val_data.has_anomalous
 
 
+def test_hidden_files_of_locos_validation_are_left_out(loco_root, tmp_path):
+    root = shutil.copytree(loco_root, tmp_path / "loco")
+    [folder] = root.glob("*/validation/good")
+    (folder / "._000.png").write_bytes(b"what a Mac leaves in archives")
+    datamodule = MVTecLOCONoisy(root=root, num_workers=0)
+    datamodule.setup()
+    assert len(datamodule.val_data) == 4
+
+
 def test_loco_joins_several_masks(loco_root):
     datamodule = make(MVTecLOCONoisy, loco_root, {}, noise_ratio=0)
     rows = datamodule.test_data.samples

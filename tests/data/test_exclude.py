@@ -96,6 +96,21 @@ def test_a_review_fits_wherever_the_folder_lies_that_was_audited(
     assert "001.png" not in left
 
 
+def test_what_a_review_says_of_images_elsewhere_is_of_no_image_of_the_same_name(
+    mvtec_root: Path, tmp_path: Path
+) -> None:
+    listed = tmp_path / "review.json"
+    images = {"bottle/train/good/001.png": "bad", "train/good/002.png": "bad", "bottle/train/good/003.png": "bad"}
+    images |= {"train/good/003.png": "good"}
+    listed.write_text(json.dumps({"root": str(mvtec_root), "images": images}), encoding="utf-8")
+    assert read_exclude_list(listed, mvtec_root / "bottle") == {"train/good/001.png", "train/good/003.png"}
+    assert read_exclude_list(listed, mvtec_root / "elsewhere") == set()
+    # a folder that was moved, or audited under another system
+    for root in ("/gone", "C:\\parts"):
+        listed.write_text(json.dumps({"root": root, "images": {"001.png": "bad"}}), encoding="utf-8")
+        assert read_exclude_list(listed, mvtec_root) == {"001.png"}
+
+
 def test_a_review_of_other_images_is_refused(mvtec_root: Path, tmp_path: Path) -> None:
     listed = tmp_path / "review.json"
     review = {"root": "/elsewhere", "images": {"001.png": "bad", "002.png": "good"}}

@@ -33,9 +33,10 @@ def test_round_trip(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "manifest.csv"
     write_manifest(path, {"a.png": False})
-    with pytest.raises(UnicodeEncodeError):
+    with pytest.raises(ValueError, match=r"the name of \\udc80\.png is not valid UTF-8.*rename it"):
         write_manifest(path, {"b.png": False, "\udc80.png": True})
     assert read_manifest(path) == {"a.png": False}
+    assert [each.name for each in tmp_path.iterdir()] == ["manifest.csv"]
 
 
 @pytest.mark.parametrize("overlap", [False, True])
