@@ -126,7 +126,7 @@ def _steps(config: dict[str, Any]) -> list[Any]:
         return []
     transform = pre_processor.get("init_args", {}).get("transform") or {}
     entries = transform.get("init_args", {}).get("transforms", [transform])
-    known = {"Resize": Resize, "CenterCrop": CenterCrop}
+    known = {"Resize": Resize, "CenterCrop": CenterCrop, "ExportableCenterCrop": CenterCrop}
     classes = [(known.get(entry.get("class_path", "").rpartition(".")[2]), entry) for entry in entries]
     return [cls(entry["init_args"]["size"]) for cls, entry in classes if cls is not None]
 

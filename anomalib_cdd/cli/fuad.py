@@ -21,7 +21,11 @@ from anomalib_cdd.cli.entries import Components, ConfigError, Entry, build, reso
 from anomalib_cdd.data.clean import Cleaning
 
 # What the grid itself sets, and from which of its keys.
-SET_BY_GRID = {"data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds"}, "models": {"seed": "seeds"}}
+SET_BY_GRID = {
+    # a manifest would overrule both ratio and seed
+    "data": {"noise_ratio": "noise_ratios", "noise_seed": "seeds", "manifest": "noise_ratios"},
+    "models": {"seed": "seeds"},
+}
 
 
 def get_parser() -> ArgumentParser:

@@ -96,7 +96,9 @@ class FuadEvaluator(Evaluator):
         super().on_test_epoch_end(trainer, pl_module)
         test, self._parts = _of_all_ranks(Predictions.concatenate(self._parts)), []
         datamodule = datamodule_of(trainer, "test")
-        clean, injected = score_injected(pl_module, datamodule, test, device=pl_module.device, progress=False)
+        device = pl_module.device
+        with trainer.precision_plugin.forward_context():  # as the test images were scored: the two are compared
+            clean, injected = score_injected(pl_module, datamodule, test, device=device, progress=False, autocast=True)
         for name, value in setting_measures(clean, injected).items():
             if not np.isnan(value) and (len(injected) or not name.endswith("_overlap")):
                 stem = name.removesuffix("_overlap")

@@ -78,6 +78,7 @@ def score_dataset(
     device: str | torch.device | None = None,
     progress: bool = True,
     description: str = "scoring",
+    autocast: bool = False,
 ) -> Predictions:
     """Score every image as anomalib's test loop does, but in full precision and before the post-processor.
 
@@ -91,6 +92,7 @@ def score_dataset(
         device: Where to compute. ``None`` takes the accelerator if there is one.
         progress: Whether to show a progress bar.
         description: What stands before the bar.
+        autocast: Whether to compute in an autocast's precision where one is on.
 
     Returns:
         One row per image, in the order of ``dataset``.
@@ -109,6 +111,7 @@ def score_dataset(
         device=device,
         progress=progress,
         description=description,
+        autocast=autocast,
     )
     for batch, scores, maps, masks in batches:
         gathered.add(batch, scores, maps, masks)

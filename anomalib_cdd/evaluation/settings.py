@@ -249,6 +249,7 @@ def score_injected(
     *,
     device: str | torch.device | None = None,
     progress: bool = True,
+    autocast: bool = False,
 ) -> tuple[Predictions, Predictions]:
     """Part test images from injected ones, and score these where they are not among them.
 
@@ -258,6 +259,7 @@ def score_injected(
         test: Predictions of its test set, with or without overlap.
         device: Where to compute.
         progress: Whether to show a progress bar.
+        autocast: Whether to compute in an autocast's precision where one is on.
 
     Returns:
         Predictions of the test images that were not injected, and of the injected ones with their true labels.
@@ -269,7 +271,7 @@ def score_injected(
     is_injected = np.array([path in paths for path in test.image_paths], dtype=bool)
     if is_injected.sum() == len(paths):  # the datamodule was set to overlap: they are scored already
         return test.select(~is_injected), test.select(is_injected)
-    kwargs = {"device": device, "progress": progress, "keep_maps": test.maps is not None}
+    kwargs = {"device": device, "progress": progress, "keep_maps": test.maps is not None, "autocast": autocast}
     injected = _score(model, datamodule, injected_data, "injected images", **kwargs)
     return test.select(~is_injected), injected
 

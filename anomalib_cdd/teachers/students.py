@@ -102,7 +102,10 @@ def build_student(teacher: Teacher, width: int = DEFAULT_WIDTH) -> Student:
     architecture = teacher.backbone.split(".", 1)[0]
     names = tuple(level.name for level in teacher.levels)
     if architecture in RESNET_FAMILY and names == RESNET_LEVELS:
-        return Student(get_bottleneck_layer(architecture), get_decoder(architecture))
+        bottleneck = get_bottleneck_layer(architecture)
+        for unused in (bottleneck.conv4, bottleneck.bn4):  # on several devices no gradient may be missing
+            unused.requires_grad_(requires_grad=False)
+        return Student(bottleneck, get_decoder(architecture))
     strides = [level.stride for level in teacher.levels]
     if len(strides) > 1 and len(set(strides)) == 1:
         widths = [width * MAX_WIDENING] * len(strides)  # as wide as the pyramid at such strides

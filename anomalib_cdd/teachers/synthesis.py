@@ -41,8 +41,8 @@ class AnomalySynthesis:
     """Give images a synthetic anomaly each.
 
     An image's anomaly follows from the seed of the run (torch's, as ``seed_everything`` sets it), the epoch, the image
-    and its file's name, whatever was drawn before. The foreground is found once an image and kept, as long as the image
-    stays as it is.
+    and its file's name, whatever was drawn before; where its texture is a patch of another image, also from the batch.
+    The foreground is found once an image and kept, a byte a pixel, as long as the image stays as it is.
 
     Args:
         source_path: Folder of textures, such as DTD, searched with its subfolders. Without one a texture is, one time
@@ -70,7 +70,8 @@ class AnomalySynthesis:
         self.beta = beta
         self.two_masks = two_masks
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # one of the augmentations draws its threshold now
+            # one of the augmentations draws its threshold now; of the CPU alone, `torch.manual_seed` seeds every device
+            torch.default_generator.manual_seed(0)
             self._noise = PerlinAnomalyGenerator()
         self._foregrounds: dict[str, tuple[int, Tensor]] = {}
 

@@ -44,6 +44,16 @@ class TrainsByEpochs:
             raise ValueError(msg)
         super().setup(stage)  # type: ignore[misc]  # AnomalibModule's
 
+    def on_train_start(self) -> None:
+        """Train in training mode and at this model's rate, whatever an evaluation, an export or a checkpoint left."""
+        super().on_train_start()  # type: ignore[misc]  # LightningModule's
+        self.model.train()
+        module: Any = self
+        rate, schedules = getattr(self, "learning_rate", None), module.trainer.lr_scheduler_configs
+        if rate is not None and not schedules and "configure_optimizers" not in vars(self):
+            # the student's, the first group of the first; other parts' rates are constants
+            module.trainer.optimizers[0].param_groups[0]["lr"] = rate
+
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Score a batch.
 

@@ -36,8 +36,9 @@ def iterate_predictions(
     device: str | torch.device | None = None,
     progress: bool = True,
     description: str = "scoring",
+    autocast: bool = False,
 ) -> Iterator[tuple[ImageBatch, Tensor, Tensor | None, Tensor | None]]:
-    """Score batch by batch; arguments as in :func:`score_dataset`.
+    """Score batch by batch; arguments as in :func:`score_dataset`, and ``autocast``, whether to keep it where it is on.
 
     Yields:
         The batch as read, raw scores ``(B,)``, raw maps ``(B, H, W)`` and true masks, the latter two where there are
@@ -58,7 +59,9 @@ def iterate_predictions(
             images, masks = batch.image.to(device), batch.gt_mask
             if transform is not None:
                 images, masks = transform(images, masks)
-            yield batch, *_raw_predictions(model, images), masks
+            with torch.autocast(images.device.type, enabled=autocast and torch.is_autocast_enabled(images.device.type)):
+                found = _raw_predictions(model, images)
+            yield batch, *found, masks
     finally:
         model.to(home)
         # one by one: some models keep a part in evaluation mode while they train
@@ -69,8 +72,7 @@ def iterate_predictions(
 def _raw_predictions(model: AnomalibModule, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return scores ``(B,)`` and maps ``(B, H, W)`` before the post-processor."""
     dtype: Any = model.dtype
-    with torch.autocast(images.device.type, enabled=False):
-        output = model.model(images.to(dtype))
+    output = model.model(images.to(dtype))
     return raw_scores_and_maps(output, len(images), type(model).__name__)
 
 

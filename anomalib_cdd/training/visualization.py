@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from anomalib.data.transforms import ExportableCenterCrop
 from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def crop_of(transform: Any, image_size: tuple[int, int] | None = None) -> tuple[
 
     Args:
         transform: The transform of a pre-processor, whatever a model has.
-        image_size: Height and width of the image; a resize of one side is known with it alone.
+        image_size: Height and width of the image; with it alone a resize of one side is known, and a crop without one.
     """
     steps = transform.transforms if isinstance(transform, Compose) else [transform]
     size: tuple[int, ...] = ()
@@ -61,8 +62,9 @@ def crop_of(transform: Any, image_size: tuple[int, int] | None = None) -> tuple[
             size = tuple(step.size)
         elif isinstance(step, Resize) and image_size is not None:
             size = tuple(step(torch.empty(1, *image_size, device="meta")).shape[-2:])
-        elif isinstance(step, CenterCrop) and size:
+        elif isinstance(step, CenterCrop | ExportableCenterCrop) and (size or image_size):
             height, width = step.size
+            size = size or tuple(image_size or ())
             top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
             return Margins(left, size[1] - width - left, top, size[0] - height - top), size
     return Margins(), size

@@ -323,6 +323,7 @@ def test_the_seed_reaches_injection_and_model(make: Make) -> None:
         ({"models": {}}, "'models' is empty"),
         ({"data": {"tiles": with_args(TILES, categori="bottle")}}, "data.tiles.*categori"),
         ({"data": {"tiles": with_args(TILES, noise_ratio=0.1)}}, "data.tiles.*noise_ratio.*'noise_ratios'"),
+        ({"data": {"tiles": with_args(TILES, manifest="a.csv")}}, "data.tiles.*manifest.*'noise_ratios'"),
         (
             {"data": {"x": {"class_path": "anomalib.data.MVTecAD"}}},
             "data.x: anomalib.data.MVTecAD takes no noise",

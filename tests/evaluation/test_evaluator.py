@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from anomalib.engine import Engine
 from anomalib.metrics import AUROC
 from anomalib.models import Padim, Patchcore
@@ -97,3 +98,11 @@ def test_two_devices_measure_what_one_does(mvtec_root: Path, tmp_path: Path) -> 
     assert set(NAMES.values()) == set(one)
     assert two[0] == pytest.approx(one, abs=1e-6)
     assert two[1] == two[0]
+
+
+def test_injected_images_are_scored_in_the_precision_of_the_test(mvtec_root: Path, tmp_path: Path) -> None:
+    model, precisions = make_model("Cdd", FuadEvaluator()), set()
+    model.model.register_forward_pre_hook(lambda *_: precisions.add(torch.is_autocast_enabled("cpu")))
+    quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "default_root_dir": tmp_path}
+    Engine(precision="bf16-mixed", **quiet).test(model, datamodule=make_data(mvtec_root), verbose=False)
+    assert precisions == {True}

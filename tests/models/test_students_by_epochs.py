@@ -15,7 +15,7 @@ from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, get_model, list_models
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from PIL import Image
 from samples import make_sample, save
 from sklearn.metrics import roc_auc_score
@@ -315,3 +315,44 @@ def test_a_loss_that_is_not_finite_ends_the_training(
         next(model.model.student.parameters()).fill_(torch.nan)
     with pytest.raises(ValueError, match=r"Training diverged in epoch 0 .*: loss is nan.*lower learning_rate"):
         make_engine(tmp_path).fit(model, datamodule=make_data(five_images))
+
+
+class Seen(Callback):
+    """The learning rates, and whether batch statistics were taken, in each step of a fit."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.took_statistics: list[bool] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        norms = [module for module in pl_module.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        self.took_statistics.append(any(module.training for module in norms))
+
+
+@pytest.mark.parametrize("kind", [ReContrast, Urd, Dtsnet, Dmdd])
+def test_a_resumed_fit_trains_at_its_own_rate_whatever_an_export_left(
+    kind: type[AnomalibModule], five_images: Path, tmp_path: Path
+) -> None:
+    engine = make_engine(tmp_path)
+    engine.fit(make_model(kind), datamodule=make_data(five_images))
+    resumed, seen = make_model(kind, learning_rate=1e-5).eval(), Seen()
+    again = make_engine(tmp_path / "again", 2, callbacks=[seen])
+    again.fit(resumed, datamodule=make_data(five_images), ckpt_path=engine.best_model_path)
+    assert seen.rates == [1e-5] * 3
+    assert all(seen.took_statistics)
+
+
+def test_mhkds_rate_falls_by_the_end_of_the_fit_that_goes_on(five_images: Path, tmp_path: Path) -> None:
+    engine = make_engine(tmp_path)
+    model = make_model(Mhkd)
+    engine.fit(model, datamodule=make_data(five_images))
+    # a fit that has nothing left to do leaves the teacher's scale as it was
+    mean = model.model.mean.clone()
+    engine.fit(model, datamodule=make_data(five_images, max_normal=3))
+    assert torch.equal(model.model.mean, mean)
+    seen = Seen()
+    again = make_engine(tmp_path / "again", 10, callbacks=[seen])
+    resumed = make_model(Mhkd, learning_rate=2e-3)
+    again.fit(resumed, datamodule=make_data(five_images), ckpt_path=engine.best_model_path)
+    assert seen.rates == pytest.approx([2e-3] * 25 + [2e-4] * 2)

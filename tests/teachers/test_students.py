@@ -91,3 +91,11 @@ def test_a_shrunken_level_has_the_deeper_ones_size_and_doubles_its_channels(
     convolutions = shrink(level, deep, channels)
     assert [block[0].out_channels for block in convolutions] == widths
     assert convolutions(torch.randn(2, 24, 64 // stride, 96 // stride)).shape == (2, channels, 4, 6)
+
+
+def test_every_parameter_that_trains_has_a_gradient() -> None:
+    """Several devices wait for those of each."""
+    teacher = Teacher("resnet18", pre_trained=False)
+    student = build_student(teacher)
+    sum(level.sum() for level in student(teacher(torch.randn(2, 3, 64, 64)))).backward()
+    assert [name for name, value in student.named_parameters() if value.requires_grad and value.grad is None] == []

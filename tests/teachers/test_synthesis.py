@@ -241,3 +241,12 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image either")
     with pytest.raises(ValueError, match=r"cannot read the image .*broken\.png"):
         AnomalySynthesis(str(tmp_path), "none")(torch.rand(4, 3, 32, 32))
+
+
+def test_making_one_leaves_the_seeds_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.random.get_rng_state()
+    AnomalySynthesis()
+    assert seeded == []
+    assert torch.equal(torch.random.get_rng_state(), before)

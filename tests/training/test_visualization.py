@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageBatch
+from anomalib.data.transforms import ExportableCenterCrop
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
@@ -69,3 +70,9 @@ def test_a_defect_is_drawn_over_itself(tmp_path: Path, side: int | tuple[int, in
     rows, columns = np.nonzero(hot > hot.max() / 2)
     assert abs(rows.mean() - 35) < 4
     assert abs(columns.mean() - 35) < 4
+
+
+@pytest.mark.parametrize("crop", [CenterCrop, ExportableCenterCrop])
+def test_a_crop_without_a_resize_is_of_the_image(crop: type) -> None:
+    assert crop_margins(Compose([crop((64, 64))]), (96, 192)) == Margins(64, 64, 16, 16)
+    assert crop_margins(Compose([Resize((80, 80)), crop((64, 64))])) == Margins(8, 8, 8, 8)

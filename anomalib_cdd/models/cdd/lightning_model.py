@@ -176,7 +176,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         signature = inspect.signature(Cdd.__init__).parameters.items()
         checks.check_options(self.options, {name: parameter.default for name, parameter in signature})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's alone: `torch.manual_seed` seeds every device
             self.model: CddModel = CddModel(Teacher(backbone, layers, pre_trained, weights), student_width)
         self.training_history: TrainingHistory | None = None
         # not modules: what follows is of training alone and stays out of the model and its exports

@@ -5,6 +5,7 @@
 A student of EfficientAD's kind whose two decoders share its encoders; the whole's decoder teaches the first encoder.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ ADAM_BETAS = (0.5, 0.999)
 WEIGHT_DECAY = 1e-5
 # the learning rate falls to a tenth after this share of the steps
 DECAY_AT = 0.95
+DECAY = 0.1
 # a quantile of the maps of more images than this hardly moves
 QUANTILE_IMAGES = 100
 
@@ -128,20 +130,24 @@ class Mhkd(StopsWhenNotFinite, TrainsByEpochs, LabelFreeDefaults, AnomalibModule
         Raises:
             ValueError: If the training has no end.
         """
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
+        if self.trainer.estimated_stepping_batches == float("inf"):
             msg = "max_epochs is -1: MHKD's learning rate falls at 95 % of the steps. Set max_epochs to 1 or more."
             raise ValueError(msg)
         optimizer = Adam(
             self.model.student.parameters(), lr=self.learning_rate, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY
         )
-        scheduler = MultiStepLR(optimizer, milestones=[int(DECAY_AT * steps)], gamma=0.1)
+        scheduler = MultiStepLR(optimizer, milestones=[self._milestone], gamma=DECAY)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def _milestone(self) -> int:
+        """The step from which on the learning rate is lower."""
+        return int(DECAY_AT * self.trainer.estimated_stepping_batches)
 
     # ------------------------------------------------------------------------------------------ training set
 
     def on_fit_start(self) -> None:
-        """Normalise the teacher's channels over the training set, unless a fit that has done so is resumed.
+        """Find the training images.
 
         Raises:
             ValueError: If the training data is not anomalib's.
@@ -150,9 +156,20 @@ class Mhkd(StopsWhenNotFinite, TrainsByEpochs, LabelFreeDefaults, AnomalibModule
         if self._images is None:
             msg = "MHKD normalises its teacher over the training images and reads them itself: give anomalib data."
             raise ValueError(msg)
-        self.model.train()  # Lightning leaves a model that was evaluated before as it is
-        if self.trainer.ckpt_path is None:
+
+    def on_train_start(self) -> None:
+        """Normalise the teacher's channels over the training set, unless a fit that has done so is resumed.
+
+        A resumed fit has its own rate, and its own end by which that falls.
+        """
+        super().on_train_start()
+        if self.trainer.ckpt_path is None and self._images is not None:
             self._normalise_teacher(self._images)
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, MultiStepLR):
+            scheduler.milestones = Counter([self._milestone])
+            for group in scheduler.optimizer.param_groups:
+                group["lr"] = self.learning_rate * (DECAY if scheduler.last_epoch >= self._milestone else 1)
 
     @torch.no_grad()
     def _normalise_teacher(self, training_images: TrainingImages) -> None:
