@@ -378,7 +378,9 @@ const said = new Map(); // [verdict, milliseconds] by name, "" where one was tak
 let savedAt = 0; // when the review was last offered as a file: that it lies anywhere is not known
 let draftTimer = 0;
 
-const holds = ([name, [, when]]) => !written.has(name) || when > writtenAt;
+/* what was saved here, and is not in a file of later, was taken back elsewhere */
+const takenBack = (when) => when <= savedAt && savedAt < writtenAt;
+const holds = ([name, [, when]]) => when > writtenAt || (!written.has(name) && !takenBack(when));
 const now = () => Math.max(Date.now(), writtenAt + 1); // the clock of who wrote the page may be ahead
 
 /* Verdicts by name, also of images that are not on this page: they are saved with the others. */

@@ -525,6 +525,21 @@ def test_a_draft_goes_when_the_page_has_its_review(open_page: OpenPage, tmp_path
     assert counts(page) == "0 bad, 1 good, 11 unseen"
 
 
+def test_a_verdict_that_was_taken_back_elsewhere_stays_so(open_page: OpenPage, tmp_path: Path) -> None:
+    images = make_images()
+    page = open_page(images)
+    order = names(page)
+    mark(page, "Bad", order[0])
+    saved(page, tmp_path / "review.json")
+    page.wait_for_timeout(400)
+    # another browser takes it back and saves later; the next page is written with that file
+    write_page(
+        tmp_path / "index.html", images, title="Tiles", review={order[1]: "good"}, reviewed_at="2100-01-01T00:00:00Z"
+    )
+    page.reload()
+    assert counts(page) == "0 bad, 1 good, 11 unseen"
+
+
 def test_a_draft_and_a_review_are_joined_and_the_newer_word_holds(open_page: OpenPage, tmp_path: Path) -> None:
     images = make_images()
     page = open_page(images)
