@@ -42,8 +42,14 @@ class Predictions:
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Predictions]") -> "Predictions":
-        """Join predictions of the same model, at least one."""
+        """Join predictions of the same model, at least one.
+
+        Raises:
+            ValueError: If maps differ in size.
+        """
         maps = [part.maps for part in parts if part.maps is not None]
+        for each in maps:
+            _check_size(maps[0].shape[1:], each.shape[1:])
         masks = [part.masks for part in parts if part.masks is not None]
         return cls(
             scores=np.concatenate([part.scores for part in parts]),
@@ -147,6 +153,7 @@ class _Gathered:
         if masks is not None and self.predictions.masks is None:
             self.predictions = replace(self.predictions, masks=np.zeros(shape, dtype=bool))
         if self.predictions.maps is not None:
+            _check_size(self.predictions.maps.shape[1:], maps.shape[-2:])
             self.predictions.maps[rows] = maps.cpu().numpy()
         if masks is None or self.predictions.masks is None:
             return
@@ -160,3 +167,13 @@ class _Gathered:
 
     def result(self) -> Predictions:
         return self.predictions
+
+
+def _check_size(first: Sequence[int], other: Sequence[int]) -> None:
+    """Refuse maps that cannot be measured together."""
+    if tuple(first) != tuple(other):
+        msg = (
+            f"Anomaly maps are {tuple(first)} and {tuple(other)}: their measures are of all images at once. Give the "
+            "pre-processor's Resize a height and a width."
+        )
+        raise ValueError(msg)

@@ -4,8 +4,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from anomalib.metrics import AUROC
 from anomalib.models import Padim, Patchcore
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
+from PIL import Image
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_cdd import Cdd, FuadEvaluator, MVTecNoisy
@@ -106,3 +109,19 @@ def test_injected_images_are_scored_in_the_precision_of_the_test(mvtec_root: Pat
     quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "default_root_dir": tmp_path}
     Engine(precision="bf16-mixed", **quiet).test(model, datamodule=make_data(mvtec_root), verbose=False)
     assert precisions == {True}
+
+
+@pytest.mark.parametrize("within", ["test", "measures"])
+def test_maps_of_several_sizes_are_refused_in_one_line(mvtec_root: Path, tmp_path: Path, within: str) -> None:
+    root = shutil.copytree(mvtec_root, tmp_path / "data")
+    for kind in ("test/spot", "ground_truth/spot"):
+        for path in (root / "bottle" / kind).glob("*.png"):
+            Image.open(path).resize((96, 64)).save(path)
+    model, data = make_model("Cdd", FuadEvaluator()), make_data(root, eval_batch_size=1)
+    model.pre_processor.transform = Compose([Resize(64, antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
+    run = {
+        "test": partial(make_engine(tmp_path).test, verbose=False),
+        "measures": partial(fuad_measures, progress=False),
+    }
+    with pytest.raises(ValueError, match=r"Anomaly maps are \(64, \d\d\) and \(64, \d\d\).*a height and a width"):
+        run[within](model, datamodule=data)
