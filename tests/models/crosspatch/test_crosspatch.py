@@ -69,6 +69,7 @@ def test_max_patches_bounds_the_bank_evenly(make_data: Callable[..., MVTecNoisy]
 
 def test_the_bank_has_the_means_of_what_each_images_coreset_stands_for() -> None:
     model = make_model(coreset_sampling_ratio=0.5)
+    model.image_size = (64, 64)
     # four patches of each image, two and two nearly alike
     first = torch.tensor([[0.0, 0.0], [0.0, 1.0], [8.0, 0.0], [8.0, 1.0]])
     model.fill([first.half(), 20 - first.half()], (2, 2))
