@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from anomalib.data import get_datamodule
 from anomalib.engine import Engine
 from anomalib.models import Padim
@@ -19,6 +20,7 @@ from samples import make_sample, save
 
 from anomalib_cdd import CrossPatch, FolderNoisy, MVTecNoisy, cleaning
 from anomalib_cdd.data import Cleaning
+from anomalib_cdd.teachers.backbones import PYPI_TEACHER, Teacher
 from anomalib_cdd.teachers.patches import nearest_distances
 from anomalib_cdd.training import source
 
@@ -121,6 +123,17 @@ def test_a_second_fit_reads_the_scores_of_the_first_until_an_image_changes(
         save(make_sample(50).image, tmp_path / "own" / "bottle" / "train" / "good" / "00.png")
         make_data({"share": 0.1}, **options).setup()
         assert caplog.text.count(known) == 1
+
+
+def test_a_weight_file_may_be_a_path(make_data: Callable[..., MVTecNoisy], tmp_path: Path) -> None:
+    weights = tmp_path / "teacher.pth"
+    torch.save(Teacher(PYPI_TEACHER, ["blocks.2.1.conv_pwl"]).network.state_dict(), weights)
+    found = []
+    for given in (weights, str(weights)):
+        data = make_data({"weights": given, "layers": ["blocks.2.1.conv_pwl"]})
+        data.setup()
+        found.append(data.cleaned.scores)
+    assert np.array_equal(*found)
 
 
 @pytest.mark.parametrize("content", [b"", b"half", "short"])
