@@ -7,7 +7,6 @@ be so.
 """
 
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from anomalib_cdd.cleaning.cross_domain import cross_domain_scores
 from anomalib_cdd.cleaning.scorer import score_images
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER
+from anomalib_cdd.training.image_files import contents_of
 from anomalib_cdd.training.images import TrainingImages
 from anomalib_cdd.training.report import ReportsTraining
 from anomalib_cdd.training.scoring import iterate_predictions
@@ -64,13 +64,12 @@ class Learned(NamedTuple):
 
     Attributes:
         places: Each image's place among the training images, shape ``(N,)``, -1 where it is none of them.
-        doubtful: Whether it may be one all the same, as its name is one of theirs, shape ``(N,)``.
-        by_name: How many are taken for training images by their folder's name and their own alone.
+        doubtful: Whether it may be one all the same, shape ``(N,)``: it has the path of one but other content, or the
+            name of one whose content is not known.
     """
 
     places: NDArray[np.int64]
     doubtful: NDArray[np.bool_]
-    by_name: int
 
 
 def score_by_model(
@@ -99,14 +98,14 @@ def score_by_model(
     if training is None:
         sample, notes = _without_report(name, len(paths), trained_on)
         return ScoredImages(paths, own, name, sample, notes, maps, own)
-    found = find_learned(paths, training.image_paths)
+    found = find_learned(paths, training.image_paths, training.contents)
     # both are on one scale, see TrainingReport
     known = (found.places >= 0) & np.isfinite(training.scores[found.places])
     scores = np.where(known, training.scores[found.places], own).astype(np.float32)
     learned = (found.places >= 0) | bool(trained_on)
     kinds: list[Sample] = ["in-sample", "unknown", "out-of-sample"]
     sample = np.select([learned & ~known, found.doubtful & ~known], kinds[:2], kinds[2]).tolist()
-    notes = _notes(name, known, sample, found.by_name)
+    notes = _notes(name, known, sample)
     curves = {key: np.where(known, values[:, found.places], np.nan) for key, values in training.curves.items()}
     reported = training.scores[np.isfinite(training.scores)]
     percentiles = None
@@ -170,41 +169,26 @@ def score_by_cross_domain_training(
     return ScoredImages(report.image_paths, report.scores, f"{name}, cross-domain training", sample, [note], maps)
 
 
-def find_learned(paths: Sequence[str], trained: Sequence[str]) -> Learned:
-    """Find which images a model has learned from, also in a copy of their folder or where that was moved to.
+def find_learned(paths: Sequence[str], trained: Sequence[str], contents: Sequence[str] = ()) -> Learned:
+    """Find which images a model has learned from: by their content, wherever they lie now.
 
     Args:
         paths: Images, N of them.
         trained: The training images, as they were called then.
+        contents: What told their files apart then, see :func:`~anomalib_cdd.training.image_files.contents_of`. Where
+            that was not taken down, those files count that are still there.
     """
-    real = {os.path.realpath(path): place for place, path in enumerate(trained)}
-    places = np.array([real.get(os.path.realpath(path), -1) for path in paths])
-    # of files that are still there a copy has the bytes, under the same name
-    sizes = {place: Path(path).stat().st_size for place, path in enumerate(trained) if Path(path).is_file()}
-    copies: dict[tuple[str, int], list[int]] = {}
-    for place, size in sizes.items():
-        copies.setdefault((Path(trained[place]).name, size), []).append(place)
-    for row in np.flatnonzero(places < 0).tolist():
-        candidates = copies.get((Path(paths[row]).name, Path(paths[row]).stat().st_size), [])
-        same = (place for place in candidates if Path(paths[row]).read_bytes() == Path(trained[place]).read_bytes())
-        places[row] = next(same, -1)
-    # of files that are gone there are the names: of the folder and the file, and of most of both sets, as many a folder
-    # has a 000.png
-    gone = {place: Path(path).parts[-2:] for place, path in enumerate(trained) if place not in sizes}
-    left = {row: Path(paths[row]).parts[-2:] for row in np.flatnonzero(places < 0).tolist()}
-    gone_of, left_of = _unique(gone), _unique(left)
-    pairs = [(row, gone_of[key]) for key, row in left_of.items() if key in gone_of]
-    is_moved = 2 * len(pairs) >= max(len(gone), len(left))
-    for row, place in pairs if is_moved else ():
-        places[row] = place
-    names = {key[-1] for key in gone.values()}
-    doubtful = np.array([places[row] < 0 and Path(path).name in names for row, path in enumerate(paths)])
-    return Learned(places, doubtful, len(pairs) if is_moved else 0)
-
-
-def _unique(keys: Mapping[int, tuple[str, ...]]) -> dict[tuple[str, ...], int]:
-    counts = Counter(keys.values())
-    return {key: place for place, key in keys.items() if counts[key] == 1}
+    contents = contents or contents_of(trained)
+    now, then = [os.path.realpath(path) for path in paths], [os.path.realpath(path) for path in trained]
+    # of several files of one content that of the same path
+    of_both = {key: place for place, key in enumerate(zip(contents, then, strict=True))}
+    of_content = {content: place for place, content in enumerate(contents)} | {"": -1}
+    known = zip(contents_of(paths), now, strict=True)
+    places = np.array([of_both.get(key, of_content.get(key[0], -1)) for key in known])
+    there = set(then)
+    names = {Path(path).name for path, content in zip(trained, contents, strict=True) if not content}
+    doubtful = [real in there or Path(path).name in names for path, real in zip(paths, now, strict=True)]
+    return Learned(places, np.array(doubtful) & (places < 0))
 
 
 def _without_report(name: str, count: int, trained_on: bool | None) -> tuple[list[Sample], list[str]]:
@@ -222,7 +206,7 @@ def _without_report(name: str, count: int, trained_on: bool | None) -> tuple[lis
     return ["out-of-sample"] * count, [f"{own} has not learned from these images: they are out of sample."]
 
 
-def _notes(name: str, known: NDArray[np.bool_], sample: list[Sample], by_name: int) -> list[str]:
+def _notes(name: str, known: NDArray[np.bool_], sample: list[Sample]) -> list[str]:
     """Say whose scores are shown, and what is known of them, in sentences."""
     total, reported = len(sample), int(known.sum())
     judged = f"judged by parts of {name} that had not learned from it."
@@ -233,11 +217,6 @@ def _notes(name: str, known: NDArray[np.bool_], sample: list[Sample], by_name: i
         notes[0] += f" Those of the others are {name}'s own, on the same scale."
     else:
         notes = [f"Scores are {name}'s own."]
-    some = "these" if by_name == total else f"{by_name} of the"
-    if by_name:
-        notes.append(
-            f"The training images are not where they were: {some} images are taken for them by folder and name."
-        )
     if learned := sample.count("in-sample"):
         some = "these images" if learned == total else f"{learned} of the {total} images"
         lenient = "whose scores are in sample, and lenient: a bad image may rank low."
@@ -246,13 +225,13 @@ def _notes(name: str, known: NDArray[np.bool_], sample: list[Sample], by_name: i
         )
     if doubtful := sample.count("unknown"):
         notes.append(
-            f"{doubtful} images have names of training images that are not where they were: whether {name} has learned "
-            "from them is unknown, and of those that it has, scores are lenient."
+            f"{doubtful} images have paths or names of training images and may differ from them: whether {name} has "
+            "learned from them is unknown, and of those that it has, scores are lenient."
         )
     new = total - reported - learned - doubtful
     if new:
         some = "these images" if new == total else f"the other {new} images"
-        notes.append(f"No training image has the path of {some}, or name and content: they count as out of sample.")
+        notes.append(f"No training image has the content of {some}: they count as out of sample.")
     return notes
 
 

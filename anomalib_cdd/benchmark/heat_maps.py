@@ -22,7 +22,7 @@ from anomalib_cdd.training.reading import read_for_display
 from anomalib_cdd.training.visualization import crop_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -47,8 +47,9 @@ class Frame(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """One model's examples: its maps by image path, true masks and labels, and the ends of its colour scale."""
+    """One model's examples by their names: paths, maps, true masks and labels; and the ends of its colour scale."""
 
+    paths: dict[str, str]
     maps: dict[str, NDArray[np.float32]]
     masks: dict[str, NDArray[np.bool_]]
     labels: dict[str, int]
@@ -64,27 +65,28 @@ def heat_maps(arrays: Mapping[str, Arrays], configs: Mapping[str, dict], look: M
         look: How each model is drawn.
     """
     shown = {model: _shown(kept) for model, kept in arrays.items()}
-    paths = list(dict.fromkeys(path for examples in shown.values() for path in examples.maps))
+    # by name: the images may have been elsewhere when another model's cell ran
+    names = list(dict.fromkeys(name for examples in shown.values() for name in examples.maps))
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    figure = Figure(figsize=(1.6 * (len(shown) + 1) + 0.5, 1.62 * len(paths) + 0.4), layout=layout)
-    axes = figure.subplots(len(paths), len(shown) + 1, squeeze=False)
-    for path, row in zip(paths, axes, strict=True):
-        photo = _photo(Path(path))
+    figure = Figure(figsize=(1.6 * (len(shown) + 1) + 0.5, 1.62 * len(names) + 0.4), layout=layout)
+    axes = figure.subplots(len(names), len(shown) + 1, squeeze=False)
+    for name, row in zip(names, axes, strict=True):
+        holders = [model for model, examples in shown.items() if name in examples.maps]
+        photo = _photo([Path(shown[model].paths[name]) for model in holders])
         size = (photo.height, photo.width) if photo else None
         frames = {model: frame_of(configs[model], size) for model in shown}
-        holders = [model for model, examples in shown.items() if path in examples.maps]
-        _image(row[0], path, photo, shown[holders[0]], frames[holders[0]])
+        _image(row[0], name, photo, shown[holders[0]], frames[holders[0]])
         for (model, examples), panel in zip(shown.items(), row[1:], strict=True):
-            if path in examples.maps:
+            if name in examples.maps:
                 panel.imshow(
-                    examples.maps[path],
+                    examples.maps[name],
                     cmap=COLOUR_MAP,
                     vmin=examples.scale[0],
                     vmax=examples.scale[1],
                     extent=frames[model],
                     aspect="auto",
                 )
-                _outline(panel, path, examples, frames[model])
+                _outline(panel, name, examples, frames[model])
         for panel in row:
             _crop(panel, list(frames.values()))
     axes[0, 0].set_title("image", fontsize=10)
@@ -94,11 +96,13 @@ def heat_maps(arrays: Mapping[str, Arrays], configs: Mapping[str, dict], look: M
 
 
 def _shown(kept: Arrays) -> Shown:
-    paths, maps = [str(path) for path in kept["example_paths"]], kept["example_maps"].astype(np.float32)
-    masks = dict(zip(paths, kept["example_masks"], strict=True)) if "example_masks" in kept else {}
+    paths, maps = kept["example_paths"].tolist(), kept["example_maps"].astype(np.float32)
+    names = kept.get("example_names", kept["example_paths"]).tolist()
+    masks = dict(zip(names, kept["example_masks"], strict=True)) if "example_masks" in kept else {}
     low, high = np.quantile(maps[np.isfinite(maps)], COLOUR_QUANTILES)
-    labels = dict(zip(paths, kept["example_labels"].tolist(), strict=True))
-    return Shown(dict(zip(paths, maps, strict=True)), masks, labels, (float(low), float(high)))
+    labels = dict(zip(names, kept["example_labels"].tolist(), strict=True))
+    path_of, map_of = dict(zip(names, paths, strict=True)), dict(zip(names, maps, strict=True))
+    return Shown(path_of, map_of, masks, labels, (float(low), float(high)))
 
 
 def frame_of(config: dict[str, Any], size: tuple[int, int] | None = None) -> Frame:
@@ -131,27 +135,29 @@ def _steps(config: dict[str, Any]) -> list[Any]:
     return [cls(entry["init_args"]["size"]) for cls, entry in classes if cls is not None]
 
 
-def _image(panel: Axes, path: str, photo: Image.Image | None, examples: Shown, frame: Frame) -> None:
-    label = {0: "normal", 1: "anomalous"}.get(examples.labels[path], "unknown")
-    name = Path(path).name
-    panel.set_ylabel(f"{label}\n{name if len(name) <= NAME_LENGTH else '…' + name[-NAME_LENGTH:]}", fontsize=7)
+def _image(panel: Axes, name: str, photo: Image.Image | None, examples: Shown, frame: Frame) -> None:
+    label = {0: "normal", 1: "anomalous"}.get(examples.labels[name], "unknown")
+    file = Path(name).name
+    panel.set_ylabel(f"{label}\n{file if len(file) <= NAME_LENGTH else '…' + file[-NAME_LENGTH:]}", fontsize=7)
     if photo is None:
         panel.text(0.5, 0.5, "image\nnot found", ha="center", va="center", fontsize=8, color="#555555")
         return
-    height, width = examples.maps[path].shape
+    height, width = examples.maps[name].shape
     panel.imshow(photo.resize((2 * width, 2 * height)), extent=Frame(), aspect="auto")
-    _outline(panel, path, examples, frame)
+    _outline(panel, name, examples, frame)
 
 
-def _photo(path: Path) -> Image.Image | None:
+def _photo(paths: Iterable[Path]) -> Image.Image | None:
+    """Read the first of an image's files that is there."""
+    there = next((path for path in paths if path.is_file()), None)
     try:
-        return read_for_display(path)
+        return None if there is None else read_for_display(there)
     except (OSError, ValueError):
         return None
 
 
-def _outline(panel: Axes, path: str, examples: Shown, frame: Frame) -> None:
-    mask = examples.masks.get(path)
+def _outline(panel: Axes, name: str, examples: Shown, frame: Frame) -> None:
+    mask = examples.masks.get(name)
     if mask is None or not mask.any() or mask.all():
         return
     height, width = mask.shape

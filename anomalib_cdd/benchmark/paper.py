@@ -46,8 +46,8 @@ def paper_results() -> pd.DataFrame:
 def paper_tables(done: pd.DataFrame) -> list[Table]:
     """Return a table per data set, measure and setting that the paper has too; none where nothing is comparable.
 
-    Comparable is a cell on all normal images of a category of MVTec AD or VisA, at the paper's noise ratio, with a
-    WRN50 as teacher.
+    Comparable is a cell on all normal images of a category of MVTec AD or VisA, none of them left out by a list or by
+    cleaning, at the paper's noise ratio, with a WRN50 as teacher.
 
     Args:
         done: Finished cells: ``noise_ratio``, ``model``, ``seed``, ``config`` and the measures.
@@ -69,7 +69,9 @@ def _place(config: dict[str, Any], noise_ratio: float) -> tuple[str, str]:
     data, model = config["data"], config["model"].get("init_args", {})
     setting = SETTINGS.get(data["class_path"].rpartition(".")[2])
     arguments = data.get("init_args", {})
-    if setting is None or noise_ratio != setting.noise_ratio or arguments.get("max_normal") is not None:
+    if setting is None or noise_ratio != setting.noise_ratio:
+        return NOWHERE
+    if any(arguments.get(name) is not None for name in ("max_normal", "exclude", "clean")):
         return NOWHERE
     if not str(model.get("backbone")).startswith(BACKBONE):
         return NOWHERE

@@ -42,8 +42,8 @@ def cell_scores(
     Returns:
         ``train_paths``, relative to their common folder, ``train_scores`` (the model's own), ``train_suspicion`` (what
         ranks), ``train_out_of_sample`` (whether that is), ``train_is_noise``; ``test_scores``, ``test_labels``,
-        ``test_injected``; ``curve_<name>`` ``(epochs, N)``; ``example_paths``, ``example_maps``, ``example_labels``
-        and ``example_masks``.
+        ``test_injected``; ``curve_<name>`` ``(epochs, N)``; ``example_paths``, ``example_names``, relative to the test
+        images' common folder, ``example_maps``, ``example_labels`` and ``example_masks``.
     """
     paths = datamodule.train_data.samples["image_path"].astype(str).tolist()
     by_path = evaluation.ranking.set_index("image_path").loc[paths]
@@ -69,8 +69,10 @@ def _examples(test: Predictions) -> Arrays:
     anomalous, normal = np.flatnonzero(test.labels == 1), np.flatnonzero(test.labels == 0)
     steps = np.linspace(0, len(anomalous) - 1, min(EXAMPLES, len(anomalous))).round().astype(int)
     chosen = np.concatenate([anomalous[steps], normal[:1]])
+    name_of = relative_names(test.image_paths, None)[1]
     arrays: Arrays = {
         "example_paths": np.array([test.image_paths[i] for i in chosen]),
+        "example_names": np.array([name_of[test.image_paths[i]] for i in chosen]),
         "example_maps": test.maps[chosen].astype(np.float16),
         "example_labels": test.labels[chosen],
     }

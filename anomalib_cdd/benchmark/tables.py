@@ -141,8 +141,13 @@ def overview(group: pd.DataFrame, title: str) -> Table:
 
 
 def _marks(group: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return each model's mark in each measure; a model without one is not in the comparison."""
-    means = compared(group).groupby("model", sort=False)[list(names)].mean()
+    """Return each model's mark in each measure, by the mean that is printed; one without is not in the comparison.
+
+    That is a model with an in-sample ranking of any seed.
+    """
+    models = compared(group).groupby("model", sort=False)
+    measured = models[list(names)]
+    means = measured.mean().where(measured.count().eq(models.size(), axis=0))
     return {
         name: {
             model: mark

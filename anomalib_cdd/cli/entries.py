@@ -72,6 +72,9 @@ def resolve_model(name: str, entry: Entry) -> tuple[Entry, Entry]:
     """
     _check_keys(name, entry, {"class_path", "init_args", "trainer", "clean"})
     trainer = entry.get("trainer") or {}
+    if not isinstance(trainer, dict):
+        msg = f"{name}.trainer: {trainer!r} is no mapping. Give arguments of Lightning's Trainer by name, or nothing."
+        raise ConfigError(msg)
     model = {key: value for key, value in entry.items() if key not in {"trainer", "clean"}}
     resolved = _resolve(name, {"model": model, "trainer": trainer})
     resolved["model"].setdefault("init_args", {})

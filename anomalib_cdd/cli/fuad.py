@@ -4,6 +4,7 @@
 
 import copy
 import json
+import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,9 @@ def cells_of(config: Namespace) -> list[Cell]:
         twice = [value for value in values if values.count(value) > 1]
         if twice:
             msg = f"{key} has {twice[0]} more than once: each of its cells would count as many times. Give it once."
+            raise ConfigError(msg)
+        if below := [value for value in values if not 0 <= value < math.inf]:
+            msg = f"{key} has {below[0]}; give numbers from 0."
             raise ConfigError(msg)
     if config.measure_every is not None and config.measure_every < 1:
         msg = f"measure_every is {config.measure_every}; it is a number of epochs, at least 1."

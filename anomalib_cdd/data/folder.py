@@ -69,7 +69,8 @@ def folder_samples(
 
     Raises:
         FileNotFoundError: If a folder does not exist.
-        ValueError: If there is no normal image, or masks and anomalous images are no pairs; the message shows them.
+        ValueError: If there is no normal image, an image is to be tested on as normal and as anomalous, or masks and
+            anomalous images are no pairs; the message shows them.
     """
     rows = []
     for label, folders in ((DirType.NORMAL, normal), (DirType.ABNORMAL, abnormal), (DirType.NORMAL_TEST, normal_test)):
@@ -95,7 +96,16 @@ def folder_samples(
             for files in images.values()
             for image in files
         ]
-    samples = pd.DataFrame(rows).sort_values("image_path", ignore_index=True)
+    # of folders within each other both list an image
+    samples = pd.DataFrame(rows).drop_duplicates(["image_path", "label"])
+    of_test = samples[samples["split"] == Split.TEST.value]
+    if twice := of_test.loc[of_test.duplicated("image_path"), "image_path"].tolist():
+        msg = (
+            f"{len(twice)} images are in abnormal_dir and in normal_test_dir, such as {twice[0]}: name folders that do "
+            "not lie within each other"
+        )
+        raise ValueError(msg)
+    samples = samples.sort_values("image_path", ignore_index=True)
     samples.attrs["task"] = "segmentation" if (samples["mask_path"] != "").any() else "classification"
     return samples
 

@@ -339,6 +339,11 @@ class NoiseInjection(AnomalibDataModule):
             check_exclude_list(self.exclude, excluded, [*normal, *test_names], root)
             self._leave_out(excluded, name_of)
 
+    def _create_val_split(self) -> None:
+        # anomalib's cannot draw from a test set without images
+        if self.val_split_mode != ValSplitMode.FROM_TEST or len(self.test_data):
+            super()._create_val_split()
+
     def _inject(self, kept: ArrayLike, drawn: ArrayLike) -> None:
         """Move (or copy) the drawn rows of the test set, as normal ones, to the kept rows of the training set."""
         # masks as arrays: a folder without a test set has none, and pandas takes an empty list for columns

@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from anomalib.data import Batch
 from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator, generate_perlin_noise
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -73,7 +75,7 @@ class AnomalySynthesis:
             # one of the augmentations draws its threshold now; of the CPU alone, `torch.manual_seed` seeds every device
             torch.default_generator.manual_seed(0)
             self._noise = PerlinAnomalyGenerator()
-        self._foregrounds: dict[str, tuple[int, Tensor]] = {}
+        self._foregrounds: dict[str, tuple[int, NDArray[np.uint8]]] = {}
 
     @cached_property
     def textures(self) -> list[Path]:
@@ -173,8 +175,10 @@ class AnomalySynthesis:
     def _foreground_of(self, image: Tensor, name: str, content: int) -> Tensor:
         kept = self._foregrounds.get(name)
         if kept is None or kept[0] != content:
-            kept = self._foregrounds[name] = content, foreground_mask(image, self.foreground)
-        return kept[1]
+            found = foreground_mask(image, self.foreground)
+            kept = self._foregrounds[name] = content, np.packbits(found.numpy())
+        size = image.shape[-2:]
+        return torch.from_numpy(np.unpackbits(kept[1], count=size.numel()).astype(bool)).view(size)
 
     def _mask(self, allowed: Tensor) -> Tensor:
         """Draw a mask within the foreground ``(H, W)`` (DTSNet Eq. 1)."""

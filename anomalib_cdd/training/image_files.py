@@ -2,13 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image files of a folder: what a system or an editor leaves behind is no image."""
 
+import hashlib
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 logger = logging.getLogger(__name__)
+
+BLOCK = 2**12
 
 
 def image_files(folder: str | Path, extensions: Sequence[str] | None = None) -> list[Path]:
@@ -51,6 +55,28 @@ def image_files(folder: str | Path, extensions: Sequence[str] | None = None) -> 
             folder, len(files) - len(images), hidden, others, ", ".join(endings),
         )  # fmt: skip
     return images
+
+
+def contents_of(paths: Iterable[str | Path]) -> list[str]:
+    """Return what tells files apart wherever they lie and whatever they are called, in little time.
+
+    Returns:
+        Of each file a hash of its size and of its first, middle and last 4 kB; empty where it cannot be read.
+    """
+    return [_content(path) for path in paths]
+
+
+def _content(path: str | Path) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256(str(size).encode())
+            for place in (0, size // 2, max(0, size - BLOCK)):
+                file.seek(place)
+                digest.update(file.read(BLOCK))
+    except OSError:
+        return ""
+    return digest.hexdigest()[:32]
 
 
 def without_hidden(files: Iterable[Path], folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .epochs import TrainsByEpochs
+from .image_files import contents_of
 from .report import TrainingReport
 from .scoring import sample_pixels
 
@@ -206,7 +207,7 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         """Add the report."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]  # AnomalibModule's
         if self._report is not None:
-            saved: dict[str, Any] = {"image_paths": self._report.image_paths}
+            saved: dict[str, Any] = {"image_paths": self._report.image_paths, "contents": list(self._report.contents)}
             saved["scores"] = torch.from_numpy(self._report.scores)
             if self._report.pixels is not None:
                 saved["pixels"] = torch.from_numpy(self._report.pixels)
@@ -219,7 +220,10 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         self._report = None
         if saved is not None:
             pixels = saved["pixels"].numpy() if "pixels" in saved else None  # fits of early versions kept none
-            self._report = TrainingReport(saved["image_paths"], saved["scores"].numpy(), pixels=pixels)
+            contents = saved.get("contents", ())
+            self._report = TrainingReport(
+                saved["image_paths"], saved["scores"].numpy(), pixels=pixels, contents=contents
+            )
 
     # ------------------------------------------------------------------------------------------ Lightning
 
@@ -237,4 +241,4 @@ def _report(image_paths: list[str], maps: Iterable[Tensor]) -> TrainingReport:
     """Keep of each map ``(1, 1, H, W)`` its maximum and a sample of its pixels."""
     found = [(each.max(), sample_pixels(each[0])[0]) for each in maps]
     scores, pixels = (torch.stack(part).float().cpu().numpy() for part in zip(*found, strict=True))
-    return TrainingReport(image_paths, scores, pixels=pixels)
+    return TrainingReport(image_paths, scores, pixels=pixels, contents=contents_of(image_paths))

@@ -27,6 +27,8 @@ class TrainingReport:
             where there are no such maps.
         maps: Small anomaly maps of the whole images, as out of sample as the scores, each ``(h, w)``; ``None`` where
             there are none.
+        contents: What tells the images' files apart, see :func:`.image_files.contents_of`, as they were when learned
+            from; empty where that was not taken down.
     """
 
     image_paths: list[str]
@@ -34,6 +36,7 @@ class TrainingReport:
     curves: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     pixels: NDArray[np.float32] | None = None
     maps: Sequence[NDArray[np.float16]] | None = None
+    contents: Sequence[str] = ()
 
 
 @runtime_checkable
@@ -67,4 +70,5 @@ def report_of(model: Any, image_paths: list[str]) -> TrainingReport | None:
     curves = {name: values[:, rows] for name, values in report.curves.items()}
     pixels = None if report.pixels is None else report.pixels[rows]
     maps = None if report.maps is None else [report.maps[row] for row in rows]
-    return TrainingReport(image_paths, report.scores[rows], curves, pixels, maps)
+    contents = [report.contents[row] for row in rows] if report.contents else ()
+    return TrainingReport(image_paths, report.scores[rows], curves, pixels, maps, contents)

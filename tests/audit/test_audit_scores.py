@@ -3,6 +3,7 @@
 """Whose scores an audit shows: the training's report first, and a model's own with what is known of them."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from anomalib_cdd import FolderNoisy
 from anomalib_cdd.audit.scores import score_by_model
+from anomalib_cdd.training.image_files import contents_of
 from anomalib_cdd.training.images import TrainingImages
 from anomalib_cdd.training.report import TrainingReport
 
@@ -118,35 +120,74 @@ def test_a_copy_of_the_training_folder_has_the_trainings_scores(images: Training
     assert scored.scores[1:12].tolist() == list(range(1, 12))
     assert scored.scores[[0, 12]].tolist() == scored.model_scores[[0, 12]].tolist()
     assert set(scored.sample) == {"out-of-sample"}
-    assert "No training image has the path of the other 2 images" in scored.notes[-2]
+    assert "No training image has the content of the other 2 images" in scored.notes[-2]
 
 
-@pytest.mark.parametrize(("place", "is_same"), [("elsewhere/parts", True), ("elsewhere/others", False)])
-def test_a_folder_that_was_moved_is_known_by_its_name_or_in_doubt(
-    images: TrainingImages, tmp_path: Path, place: str, is_same: bool
+@pytest.mark.parametrize("place", ["elsewhere/parts", "elsewhere/others"])
+@pytest.mark.parametrize("is_taken_down", [True, False])
+def test_a_folder_that_was_moved_is_known_by_what_was_taken_down_or_in_doubt(
+    images: TrainingImages, tmp_path: Path, place: str, is_taken_down: bool
 ) -> None:
     images = moved_to(tmp_path / "parts", images, keep=True)
-    model = make_model(report_of_paths(paths_of(images)))
-    scored = score_by_model(model, moved_to(tmp_path / place, images, keep=False), progress=False)
-    notes = " ".join(scored.notes)
-    if is_same:
+    paths = paths_of(images)
+    report = replace(report_of_paths(paths), contents=contents_of(paths) if is_taken_down else ())
+    scored = score_by_model(make_model(report), moved_to(tmp_path / place, images, keep=False), progress=False)
+    if is_taken_down:
         assert scored.scores.tolist() == list(range(12))
         assert set(scored.sample) == {"out-of-sample"}
-        assert "these images are taken for them by folder and name" in notes
     else:
         assert scored.scores.tolist() == scored.model_scores.tolist()
         assert set(scored.sample) == {"unknown"}
-        assert "12 images have names of training images that are not where they were" in notes
+        assert "12 images have paths or names of training images and may differ from them" in scored.notes[1]
 
 
-def test_a_part_of_the_training_folder_and_more_is_known_by_path(images: TrainingImages, tmp_path: Path) -> None:
+def test_tomorrows_folder_has_not_todays_scores(images: TrainingImages, tmp_path: Path) -> None:
+    """Its files and their folder have the same names, and today's are gone."""
+    images = moved_to(tmp_path / "today" / "good", images, keep=True)
+    paths = paths_of(images)
+    model = make_model(replace(report_of_paths(paths), contents=contents_of(paths)))
+    shutil.rmtree(tmp_path / "today")
+    for path in paths:
+        other = tmp_path / "tomorrow" / "good" / Path(path).name
+        other.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((64, 64), 50).save(other)
+    scored = score_by_model(model, images_of(tmp_path / "tomorrow" / "good"), progress=False)
+    assert scored.scores.tolist() == scored.model_scores.tolist()
+    assert set(scored.sample) == {"out-of-sample"}
+
+
+def test_a_file_that_was_replaced_is_in_doubt(images: TrainingImages, tmp_path: Path) -> None:
+    images = moved_to(tmp_path / "parts", images, keep=True)
+    paths = paths_of(images)
+    model = make_model(replace(report_of_paths(paths), contents=contents_of(paths)))
+    Image.effect_noise((64, 64), 50).save(paths[3])
+    scored = score_by_model(model, images_of(tmp_path / "parts"), progress=False)
+    assert scored.scores.tolist() == [0, 1, 2, scored.model_scores[3], *range(4, 12)]
+    assert scored.sample == ["out-of-sample"] * 3 + ["unknown"] + ["out-of-sample"] * 8
+
+
+def test_a_part_of_the_training_folder_and_copies_of_it_are_known(images: TrainingImages, tmp_path: Path) -> None:
     images = moved_to(tmp_path / "parts", images, keep=True)
     model = make_model(report_of_paths(paths_of(images)))
     (tmp_path / "parts" / "003.png").unlink()
-    shutil.copy(tmp_path / "parts" / "004.png", tmp_path / "parts" / "new.png")
+    shutil.copy(tmp_path / "parts" / "004.png", tmp_path / "parts" / "renamed.png")
     scored = score_by_model(model, images_of(tmp_path / "parts"), progress=False)
-    assert scored.scores[:11].tolist() == [0, 1, 2, *range(4, 12)]
-    assert "Scores of 11 of the 12 images are the training's" in scored.notes[0]
+    assert scored.scores.tolist() == [0, 1, 2, *range(4, 12), 4]
+    assert "Scores are the training's" in scored.notes[0]
+
+
+def test_contents_are_of_the_whole_file_as_far_as_blocks_tell(tmp_path: Path) -> None:
+    whole = bytes(range(256)) * 64
+    files = {
+        "same": whole, "copy": whole, "first": b"x" + whole[1:], "last": whole[:-1] + b"x", "longer": whole + b"x",
+        "middle": whole[:8192] + b"x" + whole[8193:], "empty": b"",
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    found = contents_of([tmp_path / name for name in [*files, "gone"]])
+    assert found[0] == found[1]
+    assert len(set(found)) == 7
+    assert found[-1] == ""
 
 
 def test_new_images_are_out_of_sample_and_have_percentiles(images: TrainingImages) -> None:

@@ -243,6 +243,17 @@ def test_without_the_image_files_the_maps_are_shown_alone(make_grid: Any, output
     assert all(len(panel.images) == 1 for panel in panels[:, 1:].flat)
 
 
+def test_a_cell_that_ran_where_the_images_were_before_shares_the_rows(make_grid: Any, output: Path) -> None:
+    frame = make_grid(noise_ratios=(0.1,))
+    arrays = kept_of(frame, output)
+    for model, kept in arrays.items():
+        kept["example_names"] = np.array([Path(path).name for path in kept["example_paths"].tolist()])
+        if model == MODELS[0]:
+            kept["example_paths"] = np.array([f"/before/{name}" for name in kept["example_names"].tolist()])
+    figure = heat_maps(arrays, models_of(frame), LOOK)
+    assert [len(panel.images) for panel in figure.axes] == [1] * 3 * (len(MODELS) + 1)
+
+
 def test_a_model_without_an_image_leaves_its_place_empty(make_grid: Any, output: Path) -> None:
     frame = make_grid(noise_ratios=(0.1,))
     arrays = kept_of(frame, output)

@@ -80,6 +80,8 @@ def test_the_mean_is_over_categories_that_every_model_has() -> None:
         cells("bottle", noise_ratio=0.2),
         cells("bottle", backbone="efficientnet_lite0_pypi"),
         cells("bottle", max_normal=100),
+        cells("bottle", clean={"share": 0.1}),
+        cells("bottle", exclude="bad.txt"),
         cells("my_parts"),
         cells("bottle", class_path="anomalib_cdd.data.FolderNoisy"),
         cells("bottle").drop(columns="config"),

@@ -77,6 +77,14 @@ def test_in_sample_rankings_are_named_and_not_compared() -> None:
     assert "(in-sample)" in page(frame)
 
 
+def test_a_mean_that_is_partly_of_in_sample_rankings_has_no_mark() -> None:
+    frame = results(HAND, noise_AP=[0.5, 0.5, 0.9, 0.9, 0.4, 0.4])
+    frame.loc[(frame["model"] == "b") & (frame["seed"] == 0), "out_of_sample"] = 0.0
+    text = markdown(frame)
+    assert "**0.500 ± 0.000**" in text
+    assert "| 0.900 ± 0.000 (in-sample) |" in text
+
+
 def test_seconds_are_whole_and_the_quickest_is_no_best() -> None:
     text = markdown(results(HAND, fit_seconds=[10.0, 11.0, 20.4, 20.4, 5.0, 5.0]))
     assert "| a | 2 | 10 ± 1 |" in text

@@ -219,6 +219,23 @@ def test_folders_within_each_other_are_refused(parts: Path, options: dict[str, s
         folder(parts, normal_dir=".", **options)
 
 
+def test_an_image_is_not_tested_on_as_normal_and_as_anomalous(parts: Path) -> None:
+    with pytest.raises(ValueError, match=r"^14 images are in abnormal_dir and in normal_test_dir, such as .*defect/"):
+        folder(parts, abnormal_dir="defect", normal_test_dir=["good_test", "defect"])
+
+
+def test_folders_of_one_kind_within_each_other_list_an_image_once(parts: Path) -> None:
+    (parts / "good" / "again").mkdir()
+    shutil.move(parts / "good" / "000.png", parts / "good" / "again" / "000.png")
+    assert len(folder(parts, normal_dir=["good", "good/again"], test_split_mode="none").train_data) == 12
+
+
+@pytest.mark.parametrize("mode", ["from_test", "same_as_test"])
+def test_a_fit_without_test_images_has_no_validation(parts: Path, mode: str) -> None:
+    data = folder(parts, test_split_mode="none", val_split_mode=mode)
+    assert not list(data.val_dataloader())
+
+
 def test_thousands_of_masks_are_paired_in_seconds(tmp_path: Path) -> None:
     images = {tmp_path / "bad": [tmp_path / "bad" / f"{n}.png" for n in range(4000)]}
     masks = {tmp_path / "mask": [tmp_path / "mask" / f"part_{n}_mask.png" for n in range(4000)]}

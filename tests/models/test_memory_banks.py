@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_cdd import CrossPatch, InReach, MVTecNoisy, SoftPatch
 from anomalib_cdd.thresholds import label_free_pixel_threshold
+from anomalib_cdd.training.image_files import contents_of
 
 # OpenVINO computes in bf16 where the processor can
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -122,6 +123,7 @@ def test_a_checkpoint_keeps_bank_and_report_and_fetches_nothing(
     assert np.allclose(raw_scores(loaded, trained.data.test_data)[0], expected, atol=1e-6)
     assert loaded.training_report().image_paths == trained.model.training_report().image_paths
     assert np.array_equal(loaded.training_report().scores, trained.model.training_report().scores)
+    assert loaded.training_report().contents == contents_of(loaded.training_report().image_paths)
 
 
 def test_pixel_thresholds_are_of_maps_without_an_images_own_patches(trained: Trained, tmp_path: Path) -> None:
@@ -133,10 +135,10 @@ def test_pixel_thresholds_are_of_maps_without_an_images_own_patches(trained: Tra
     loaded = trained.kind.load_from_checkpoint(trained.checkpoint).training_report()
     assert np.array_equal(loaded.pixels, report.pixels)
     checkpoint = torch.load(trained.checkpoint, weights_only=True)
-    del checkpoint["training_report"]["pixels"]  # as fits of earlier versions have none
+    del checkpoint["training_report"]["pixels"], checkpoint["training_report"]["contents"]  # of earlier versions
     torch.save(checkpoint, tmp_path / "old.ckpt")
     old = trained.kind.load_from_checkpoint(tmp_path / "old.ckpt").training_report()
-    assert old.pixels is None
+    assert (old.pixels, old.contents) == (None, ())
     assert np.array_equal(old.scores, report.scores)
 
 

@@ -54,12 +54,14 @@ class TrainingHistory:
         scale: One tensor ``(2,)`` per epoch: mean and standard deviation over the images of the scores by all students
             that were asked; NaN where none was.
         own: The same of the global student's scores after the last epoch, shape ``(2,)``; ``None`` where nobody asked.
+        contents: What tells the images' files apart, N of them; empty in checkpoints of before.
     """
 
     image_paths: list[str]
     cross_domain: list[Tensor] = field(default_factory=list)
     scale: list[Tensor] = field(default_factory=list)
     own: Tensor | None = None
+    contents: list[str] = field(default_factory=list)
 
     def record(self, epoch: int, cross_domain: Tensor, scale: Tensor) -> None:
         """Take down an epoch; what was known of it and of later ones, from before a resume, is dropped."""
@@ -88,7 +90,8 @@ class TrainingHistory:
         scores = centre + width * standardised.nanmean(dim=0)
         if not scores.isfinite().all():
             return None
-        return TrainingReport(self.image_paths, scores.numpy(), {"standard_score": standardised.numpy()})
+        curves = {"standard_score": standardised.numpy()}
+        return TrainingReport(self.image_paths, scores.numpy(), curves, contents=self.contents)
 
     def agreement(self) -> float:
         """Return Spearman's correlation, in [-1, 1], of the last two cross-domain scores that differ.
@@ -106,5 +109,5 @@ class TrainingHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data for a checkpoint."""
-        lists = ("image_paths", "cross_domain", "scale")
+        lists = ("image_paths", "cross_domain", "scale", "contents")
         return {name: list(getattr(self, name)) for name in lists} | {"own": self.own}

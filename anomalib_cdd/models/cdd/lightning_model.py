@@ -28,6 +28,7 @@ from anomalib_cdd.training.compat import QuantizesStudent
 from anomalib_cdd.training.defaults import LabelFreeDefaults
 from anomalib_cdd.training.epochs import TrainsByEpochs
 from anomalib_cdd.training.finite import check_finite
+from anomalib_cdd.training.image_files import contents_of
 from anomalib_cdd.training.report import TrainingReport
 from anomalib_cdd.training.staged import StagedEpoch
 
@@ -313,7 +314,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             check_finite(**{f"the global student's {name}": value for name, value in state.items()})
         data = self.training_set
         if self.training_history is None or self.training_history.image_paths != data.image_paths:
-            self.training_history = TrainingHistory(data.image_paths)
+            self.training_history = TrainingHistory(data.image_paths, contents=contents_of(data.image_paths))
         self.training_history.record(self.current_epoch, *data.cross_domain_scores())
         # for Lightning's EarlyStopping: 1 where the ranking of the training images no longer changes
         self.log_epoch(ranking_agreement=self.training_history.agreement())

@@ -23,6 +23,7 @@ from anomalib_cdd.models.cdd.students import StudentsInTraining
 from anomalib_cdd.models.cdd.training_set import TrainingSet
 from anomalib_cdd.teachers.distances import similarity
 from anomalib_cdd.teachers.students import Student
+from anomalib_cdd.training.image_files import contents_of
 from anomalib_cdd.training.scoring import iterate_predictions
 
 Model, Data, Engines = Callable[..., Cdd], Callable[..., MVTecNoisy], Callable[..., Engine]
@@ -223,6 +224,7 @@ def test_history_is_saved_and_resumed(make_model: Model, make_data: Data, make_e
     checkpoint = next((tmp_path / "results").rglob("*.ckpt"))
     loaded = Cdd.load_from_checkpoint(checkpoint)
     assert loaded.training_report().scores.tolist() == model.training_report().scores.tolist()
+    assert loaded.training_report().contents == contents_of(history.image_paths)
     # what an export pickles has no training in it
     assert pickle.loads(pickle.dumps(model)).training_history is None  # noqa: S301
     engine = make_engine(max_epochs=4)
