@@ -100,6 +100,25 @@ def test_however_often_it_is_killed_it_ends_as_if_nothing_had_been(nursery: Nurs
     assert resumed >= kills // 3
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("forked", {"domain_students": "forked"}), ("default", {"domain_interval": 2, "max_confident": 0.0})],
+)
+def test_killed_and_resumed_other_trainings_end_as_if_nothing_had_been(
+    nursery: Nursery, name: str, options: dict
+) -> None:
+    """Killed within the fourth epoch, of an interval of 2 one in which no domain student learns."""
+    assert nursery.live(f"{name}-whole", model=options).status == 0
+    within = Moment("global", 3 * 4 + 2)  # an epoch has four steps
+    life = nursery.live(f"{name}-killed", None, within, signal=signal.SIGKILL, model=options)
+    assert life.status == -signal.SIGKILL, life.output
+    ckpt = nursery.checkpoint(f"{name}-killed")
+    assert torch.load(ckpt, weights_only=True)["epoch"] == 2
+    life = nursery.live(f"{name}-resumed", ckpt, model=options)
+    assert life.status == 0, life.output
+    assert_same(final(nursery, f"{name}-resumed"), final(nursery, f"{name}-whole"))
+
+
 def test_ctrl_c_in_every_stage_ends_it_soon_and_keeps_the_last_checkpoint(nursery: Nursery, whole: dict) -> None:
     ckpt = None
     for place in ("cache", "recall", "domain", "targets", "global", "confident", "validation"):

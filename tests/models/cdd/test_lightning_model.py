@@ -3,7 +3,6 @@
 """anomalib's life cycle: fit, resume, load, export, predict; and what training looks like from the outside."""
 
 import csv
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,71 +100,6 @@ def test_scores_do_not_tie_in_low_precision(make_model: Model) -> None:
         batch = model(torch.randn(50, 3, 64, 64))
     assert batch.pred_score.dtype == torch.float32
     assert len(batch.pred_score.unique()) == 50
-
-
-RUN = """
-import sys
-from pathlib import Path
-from anomalib.engine import Engine
-from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import seed_everything
-from torchvision.transforms.v2 import Compose, Normalize, Resize
-from anomalib_cdd import Cdd, MVTecNoisy
-import torch
-
-root, results, kind, interval, ckpt = sys.argv[1:6]
-torch.set_num_threads(1)
-seed_everything(0)
-model = Cdd(backbone="test_resnet", pre_trained=False, student_width=8, visualizer=False, domain_students=kind,
-            domain_interval=int(interval),
-            pre_processor=PreProcessor(Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])))
-data = MVTecNoisy(root=root, noise_ratio=0.25, val_split_mode="none", train_batch_size=4, num_workers=0)
-update = model.optimize
-def told(*args):
-    print("step", model.current_epoch, flush=True)
-    update(*args)
-model.optimize = told
-engine = Engine(max_epochs=5, logger=False, accelerator="cpu", default_root_dir=results, enable_progress_bar=False)
-engine.fit(model, datamodule=data, ckpt_path=ckpt if ckpt != "none" else None)
-torch.save(model.state_dict(), Path(results) / "final.pt")
-"""
-
-
-# killed within the fourth epoch: of an interval of 2 one in which no domain student learns
-@pytest.mark.parametrize(("kind", "interval"), [("forked", 1), ("persistent", 1), ("persistent", 2)])
-def test_killed_and_resumed_ends_where_an_uninterrupted_run_ends(
-    tmp_path: Path,
-    mvtec_root: Path,
-    make_model: Model,
-    make_data: Data,
-    kind: str,
-    interval: int,
-) -> None:
-    def run(name: str, ckpt: str = "none") -> list[str]:
-        return [sys.executable, "-c", RUN, str(mvtec_root), str(tmp_path / name), kind, str(interval), ckpt]
-
-    whole = subprocess.run(run("whole"), check=True, capture_output=True, text=True)
-    assert "step 4" in whole.stdout
-
-    process = subprocess.Popen(run("killed"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    seen = 0
-    for line in process.stdout:
-        seen += line.startswith("step 3")
-        if seen == 4:  # in the middle of the fourth epoch
-            process.send_signal(signal.SIGKILL)
-            break
-    assert process.wait() == -signal.SIGKILL
-    checkpoint = next((tmp_path / "killed").rglob("*.ckpt"))
-    resumed = subprocess.run(run("resumed", str(checkpoint)), check=True, capture_output=True, text=True)
-    assert {line for line in resumed.stdout.splitlines() if line.startswith("step")} == {"step 3", "step 4"}
-
-    results = []
-    for name in ("whole", "resumed"):
-        model = make_model()
-        model.load_state_dict(torch.load(tmp_path / name / "final.pt", weights_only=True))
-        results.append(scores(model, make_data())[0])
-    assert np.abs(results[0] - results[1]).max() < 1e-5
-    assert results[0].std() > 1e-4
 
 
 def test_checkpoint_loads_with_weights_only_and_fetches_nothing(
