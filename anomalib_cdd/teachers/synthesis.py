@@ -44,7 +44,7 @@ class AnomalySynthesis:
 
     An image's anomaly follows from the seed of the run (torch's, as ``seed_everything`` sets it), the epoch, the image
     and its file's name, whatever was drawn before; where its texture is a patch of another image, also from the batch.
-    The foreground is found once an image and kept, a byte a pixel, as long as the image stays as it is.
+    The foreground is found once an image and kept, a bit a pixel, as long as the image stays as it is.
 
     Args:
         source_path: Folder of textures, such as DTD, searched with its subfolders. Without one a texture is, one time
