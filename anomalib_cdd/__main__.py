@@ -11,17 +11,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from anomalib.cli import AnomalibCLI
+from anomalib.data import AnomalibDataModule
 from anomalib.loggers import configure_logger
+from anomalib.models import AnomalibModule
 from lightning.pytorch import seed_everything
 from torch.utils.data import DataLoader
 
 import anomalib_cdd  # registers its classes with anomalib
+from anomalib_cdd.data.clean import Cleaning
 from anomalib_cdd.training.compat import SubcommandHooks
 
 logger = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
 SUBCOMMANDS = {
     "demo": "Train on solar cells with defective ones among them, and show what was learned.",
@@ -50,6 +54,10 @@ class CddCLI(SubcommandHooks, AnomalibCLI):
         seed = self.config[self.config["subcommand"]].get("seed_everything", True)
         if not isinstance(seed, bool):
             seed_everything(seed, workers=True)
+        # jsonargparse wraps what a constructor raises in what it expected of each type
+        for parser in self.subcommand_parsers.values():
+            for kind in (AnomalibModule, AnomalibDataModule, Cleaning):
+                parser.add_instantiator(_made, kind)
 
     def instantiate_classes(self) -> None:
         """Let ``predict --data PATH`` take any path, and read its images as the model's training set was read."""
@@ -125,7 +133,7 @@ def _plain_refusals() -> Iterator[None]:
     """Show what this package refuses as one line; where it comes from is in the log, for who asks for DEBUG."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:
             frame = frame.tb_next
@@ -133,6 +141,12 @@ def _plain_refusals() -> Iterator[None]:
             raise
         logger.debug("refused", exc_info=True)
         sys.exit(f"error: {error}")
+
+
+def _made(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
+    """Make a model or a data set; what its arguments are refused for is one line."""
+    with _plain_refusals():
+        return class_type(*args, **kwargs)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -87,7 +87,7 @@ def training_scores(
 def scores_file(dataset: AnomalibDataset, cleaning: Cleaning) -> Path:
     """Return where the scores of these images with these settings are kept."""
     files = [Path(path) for path in dataset.samples["image_path"]]
-    if cleaning.weights is not None:
+    if cleaning.weights is not None and Path(cleaning.weights).is_file():  # the teacher names one that is not there
         files.append(Path(cleaning.weights))
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     white = getattr(getattr(dataset, "reader", None), "white", None)

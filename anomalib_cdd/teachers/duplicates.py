@@ -16,14 +16,14 @@ from torch.nn import functional as F
 ALIKE = 0.96
 # Of images that differ by less there is no telling apart: parts of the length of a descriptor before it is centred.
 SAME = 1e-3
-# Distance of two photographs of one part, at most, in typical distances of an image to one of its kind. Where a folder
-# shows two kinds of thing all of a kind are alike in what tells it from the other: cosines reach .99 then, distances
-# begin at .31 (bottles, tiles and solar cells, in folders of two and three kinds).
-CLOSE = 0.3
-# which neighbour says what is typical: further than a part's photographs, nearer than another kind
+# Distance of two photographs of one part, at most, in distances of either to a near image that is none of the part, or
+# in the median of these where that is more: noisy photographs of a part that is unlike the others have .17. Where a
+# folder shows two kinds of thing all of a kind are alike in what tells it from the other: cosines reach .99 then,
+# distances begin at .26 (bottles, tiles and solar cells, in folders of two and three kinds).
+CLOSE = 0.22
+# which neighbour that is: further than a part's photographs, nearer than another kind
 NEIGHBOURS = 8
 KINDS = 3
-SAMPLE = 256
 QUARTERS = 2
 BLOCK = 1024
 
@@ -58,21 +58,24 @@ def near_duplicates(features: NDArray[np.float32]) -> list[list[int]]:
         Rows of each group of more than one image, ascending.
     """
     rows = torch.from_numpy(features)
+    if len(rows) < 2:
+        return []
+    usual = _usual_distances(rows)
     # where most are copies that distance is 0, and rounding alone would keep them apart
-    close = max(CLOSE * _typical_distance(rows), SAME)
-    near: dict[int, list[int]] = {}
-    for start in range(0, len(rows), BLOCK):
-        pairs = _are_near(rows[start : start + BLOCK], rows[start:], close).nonzero() + start
-        for first, second in pairs.tolist():
-            if first < second:
-                near.setdefault(first, []).append(second)
-    taken: set[int] = set()
+    close = (CLOSE * usual.clamp_min(float(usual.median()))).clamp_min(SAME)
+    taken = torch.zeros(len(rows), dtype=torch.bool)
     groups = []
-    for first in sorted(near):
-        members = [row for row in near[first] if row not in taken]
-        if first not in taken and members:
-            groups.append([first, *members])
-            taken.update(groups[-1])
+    for start in range(0, len(rows), BLOCK):
+        block = slice(start, start + BLOCK)
+        if taken[block].all():
+            continue
+        near = _are_near(rows[block], rows[start:], torch.minimum(close[block, None], close[None, start:]))
+        for first, others in enumerate(near, start):
+            others[: first - start + 1] = False
+            members = (others & ~taken[start:]).nonzero().flatten() + start
+            if len(members) and not taken[first]:
+                groups.append([first, *members.tolist()])
+                taken[groups[-1]] = True
     return groups
 
 
@@ -84,18 +87,16 @@ def parts_of(count: int, groups: list[list[int]]) -> NDArray[np.int64]:
     return part
 
 
-def _typical_distance(rows: Tensor) -> float:
-    """Return the median, over some of the images ``(N, D)``, of the distance to a near one that is no duplicate."""
-    if len(rows) < 2:
-        return 0.0
-    some = rows[:: -(-len(rows) // SAMPLE)]
+def _usual_distances(rows: Tensor) -> Tensor:
+    """Return the distance of each of the images ``(N, D)`` to a near one that is no duplicate, shape ``(N,)``."""
     neighbour = min(max(1, -(-len(rows) // KINDS) - 1), NEIGHBOURS)
     # the nearest is the image itself
-    return float(torch.cdist(some, rows).kthvalue(neighbour + 1, dim=1).values.median())
+    blocks = (torch.cdist(block, rows).kthvalue(neighbour + 1, dim=1).values for block in rows.split(BLOCK))
+    return torch.cat(list(blocks))
 
 
-def _are_near(first: Tensor, second: Tensor, close: float) -> Tensor:
-    """Return which of the rows ``(A, D)`` and ``(B, D)`` are near-duplicates, shape ``(A, B)``."""
+def _are_near(first: Tensor, second: Tensor, close: Tensor) -> Tensor:
+    """Return which of the rows ``(A, D)`` and ``(B, D)`` are near-duplicates, at most ``close (A, B)`` apart."""
     lengths = torch.linalg.vector_norm(first, dim=1)[:, None], torch.linalg.vector_norm(second, dim=1)[None]
     products = first @ second.T
     same = (lengths[0] < SAME) & (lengths[1] < SAME)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class AnomalySynthesis:
         two_masks: Whether a mask is the union or, one time in two, the intersection of two.
 
     Raises:
-        ValueError: If ``beta`` is no range in [0, 1].
+        ValueError: If ``beta`` is no range in [0, 1], or ``foreground`` no way to find the object.
     """
 
     def __init__(
@@ -66,6 +66,9 @@ class AnomalySynthesis:
     ) -> None:
         if not 0 <= beta[0] <= beta[1] <= 1:
             msg = f"beta is {beta}; it has to be a range in [0, 1]."
+            raise ValueError(msg)
+        if foreground not in get_args(Foreground):
+            msg = f"foreground is {foreground!r}; it has to be one of {', '.join(get_args(Foreground))}."
             raise ValueError(msg)
         self.source_path = source_path
         self.foreground = foreground

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mathematics of recurrence, of rules and of near-duplicates, against values worked out by hand."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,19 @@ def test_images_of_one_kind_are_no_duplicates_where_a_folder_shows_several(kinds
     features = of_a_kind + rng.normal(size=of_a_kind.shape)
     features[1] = features[0] + 0.1 * rng.normal(size=64)  # a second photograph
     assert near_duplicates(centre(features.astype(np.float32))) == [[0, 1]]
+
+
+def test_noisy_photographs_of_a_part_that_is_unlike_the_others_are_a_group() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(25, 64))
+    features[20:] = 4 * rng.normal(size=64) + 0.4 * rng.normal(size=(5, 64))  # two fifths of what lies between others
+    assert near_duplicates(centre(features.astype(np.float32))) == [[20, 21, 22, 23, 24]]
+
+
+def test_thousands_of_copies_take_seconds() -> None:
+    start = time.perf_counter()
+    assert len(near_duplicates(np.zeros((8000, 2), dtype=np.float32))) == 1
+    assert time.perf_counter() - start < 12  # pair by pair it takes minutes
 
 
 def test_copies_are_groups_however_many_there_are() -> None:

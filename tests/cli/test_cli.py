@@ -68,6 +68,31 @@ def test_a_wrong_grid_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
     )
 
 
+SMALL = ("--model.backbone", "test_resnet", "--model.pre_trained", "false")
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("Cdd", "--model.max_confident", "2"), "max_confident is 2.0; it has to be in [0, 1]."),
+        (("Cdd", "--model.weights", "/no/file"), "Weight file /no/file does not exist."),
+        (("Mhkd", "--model.weights", "no.pth"), "no.pth"),
+        (("SoftPatch", *SMALL, "--model.threshold", "2"), "threshold is 2.0"),
+        (("Dmdd", *SMALL, "--model.layers", "[layer1]"), "layer"),
+        (("Cdd", *SMALL, "--data.noise_ratio", "-1"), "noise_ratio has to be a finite number of at least 0, found -1"),
+        (("Cdd", *SMALL, "--data.clean.share", "3"), "clean: share has to be at least 0 and below 1, found 3.0"),
+    ],
+)
+def test_what_a_model_or_a_data_set_refuses_is_one_line(
+    capsys: pytest.CaptureFixture, argv: tuple[str, ...], named: str
+) -> None:
+    code, text = run(capsys, "train", "--data", "MVTecNoisy", "--model", *argv)
+    assert code == 1
+    assert text.startswith("error: ")
+    assert named in text
+    assert "\n" not in text
+
+
 def test_the_grid_runs_from_the_command_line(mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     main([
         "fuad", "--config", str(CONFIGS / "fuad.yaml"), "--data_root", str(mvtec_root), "--output", str(tmp_path),

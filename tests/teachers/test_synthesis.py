@@ -235,6 +235,8 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         AnomalySynthesis(str(tmp_path), "none")(torch.rand(4, 3, 32, 32))
     with pytest.raises(ValueError, match=r"beta is \(0\.5, 1\.5\)"):
         AnomalySynthesis(beta=(0.5, 1.5))
+    with pytest.raises(ValueError, match="foreground is 'Otsu'; it has to be one of auto, grabcut, otsu, none"):
+        AnomalySynthesis(foreground="Otsu")
     with pytest.raises(ValueError, match="of 16 x 40 pixels"):
         AnomalySynthesis()(torch.rand(1, 3, 16, 40))
     AnomalySynthesis()(torch.rand(1, 3, 17, 40))

@@ -175,7 +175,14 @@ class FeatureCache:
 
         Raises:
             NotFiniteError: If a value is not finite, or too large for the cache's precision.
+            ValueError: If the levels have other shapes than the first image's.
         """
+        if (shapes := [tuple(level.shape[1:]) for level in levels]) != self.shapes:
+            msg = (
+                f"Features of images of one size are of {self.shapes[0]}, those of others of {shapes[0]}: channels, "
+                "height, width. Resize images to one size in the pre-processor."
+            )
+            raise ValueError(msg)
         for number, level in enumerate(levels):
             # channels last, as networks put them out
             flat = level.detach().permute(0, 2, 3, 1).flatten(1).to(self._stores[0][number].dtype)

@@ -505,6 +505,8 @@ def test_cache_reads_what_was_written(tmp_path: Path) -> None:
         first, second = cache.read(torch.tensor([1, 4]))
         assert torch.equal(first, levels[0].flip(0).bfloat16().float())
         assert torch.equal(second, levels[1].flip(0).bfloat16().float())
+        with pytest.raises(ValueError, match=r"one size are of \(2, 3, 4\), those of others of \(2, 4, 3\)"):
+            cache.write(torch.tensor([0, 1]), [levels[0].mT, levels[1]])
         with pytest.raises(ValueError, match="not finite in bfloat16"):
             cache.write(torch.tensor([0, 1]), [levels[0] * torch.inf, levels[1]])
 
