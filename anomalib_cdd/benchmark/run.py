@@ -40,11 +40,15 @@ Begin = Callable[[Cell], None]
 
 
 class Where(NamedTuple):
-    """Where cells run: here, by workers of this machine or by a cluster; ``runs`` keeps their checkpoints, if any."""
+    """Where cells run: here, by workers of this machine or by a cluster; ``runs`` keeps their checkpoints, if any.
+
+    ``data_root`` is the folder of the images, as records name it.
+    """
 
     runs: Path | None
     workers: int | None
     ray_address: str | None
+    data_root: str | None
 
 
 def run(
@@ -55,6 +59,7 @@ def run(
     keep_checkpoints: bool = False,
     workers: int | None = None,
     ray_address: str | None = None,
+    data_root: str | None = None,
 ) -> int:
     """Run the cells that are not finished yet and write the results.
 
@@ -65,6 +70,8 @@ def run(
         keep_checkpoints: Whether to keep each cell's run with its checkpoint, in ``runs``.
         workers: How many cells to run at a time on this machine; ``None`` runs them here, one after another.
         ray_address: Of a Ray cluster that runs them.
+        data_root: Folder of the images, if they have one in common. Cells that another one finished count as finished,
+            with a warning.
 
     Returns:
         How many cells failed.
@@ -80,7 +87,14 @@ def run(
         print(f"{len(cells)} cells, {len(cells) - len(waiting)} finished before; results in {output.resolve()}")
         if workers and waiting and (warning := crowd(workers)):
             print(warning)
-        where = Where(output / "runs" if keep_checkpoints else None, workers, ray_address)
+        root = None if data_root is None else str(Path(data_root).resolve())
+        roots = {record.get("data_root") for record in records if record is not None and is_done(record)}
+        for other in sorted(roots - {root, None}):
+            print(
+                f"Finished cells are of the images in {other}, and count for those in {root} too: "
+                "choose another --output if these are not the same images."
+            )
+        where = Where(output / "runs" if keep_checkpoints else None, workers, ray_address, root)
         _run_waiting(cells, build, output, records, waiting, where)
         _write_results(output, cells, records, figures=True)
     failed = sum(record is not None and record["status"] == "failed" for record in records)
@@ -109,7 +123,7 @@ def _run_waiting(
         for i, record, arrays in ended:
             if arrays is not None:
                 scores.save(kept.record_path(output, cells[i]).with_suffix(".npz"), arrays)
-            kept.save_record(output, cells[i], record)
+            kept.save_record(output, cells[i], record | {"data_root": where.data_root})
             records[i] = record
             waiting.remove(i)
             _write_results(output, cells, records)

@@ -87,7 +87,7 @@ def run(config: Namespace) -> int:
         msg = f"--output {config.output} cannot be a folder of results: {error}"
         raise ConfigError(msg) from error
     make = partial(build_cell, data_root=config.data_root)
-    where = {"workers": config.workers, "ray_address": config.ray_address}
+    where = {"workers": config.workers, "ray_address": config.ray_address, "data_root": config.data_root}
     try:
         return grid.run(cells, make, config.output, keep_checkpoints=config.checkpoints, **where)
     except GridError as error:

@@ -10,6 +10,7 @@ import logging
 import os
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from anomalib.data.datasets.image.mvtec_loco import MVTecLOCODataset
 from anomalib.data.utils import LabelName
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
@@ -166,12 +168,13 @@ class ReadAlike(Callback):
         A checkpoint is loaded after this, and tells the reader what was white.
         """
         model: Any = pl_module
-        datasets = datasets_of(trainer, stage)
+        datasets = [_beneath(dataset) for dataset in datasets_of(trainer, stage)]
         if stage == "fit":
-            training = datasets[0] if datasets else None
-            paths = training.samples["image_path"] if _has_known_items(training) else []  # type: ignore[union-attr]
-            model.reader.white = white_level(paths)
-        for dataset in datasets:
+            training = [
+                data for data in chain(*datasets[:1]) if isinstance(data, AnomalibDataset) and _has_known_items(data)
+            ]
+            model.reader.white = white_level([path for data in training for path in data.samples["image_path"]])
+        for dataset in chain(*datasets):
             read_by(dataset, model.reader)
 
 
@@ -189,6 +192,15 @@ def _union(masks: list[str], image_path: str, image: Tensor) -> Mask:
             raise ValueError(msg)
         read.append(mask)
     return Mask(torch.stack(read).amax(dim=0))
+
+
+def _beneath(dataset: Any) -> list[Any]:
+    """Return the data sets that torch's own wrappers take their items from."""
+    if isinstance(dataset, Subset):
+        return _beneath(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return [each for one in dataset.datasets for each in _beneath(one)]
+    return [dataset]
 
 
 def _has_known_items(dataset: Any) -> bool:

@@ -301,6 +301,19 @@ def test_where_the_images_lie_is_not_part_of_a_cell(make: Make, tmp_path: Path) 
     assert len({cell.key for cell in here}) == 2
 
 
+def test_cells_of_images_elsewhere_are_said_to_be(
+    make: Make, trained: list[str], mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fuad.run(make(seeds=[0]))
+    fuad.run(make(seeds=[0]))
+    assert "--output" not in capsys.readouterr().out
+    fuad.run(make("--data_root", str(tmp_path)))
+    assert f"of the images in {mvtec_root.resolve()}, and count for those in {tmp_path.resolve()} too" in (
+        capsys.readouterr().out
+    )
+    assert len(trained) == 2
+
+
 def test_the_seed_reaches_injection_and_model(make: Make) -> None:
     cells = fuad.cells_of(make(models={"cdd": {"class_path": "anomalib_cdd.Cdd"}}, seeds=[7]))
     assert cells[0].config["data"]["init_args"]["noise_seed"] == 7

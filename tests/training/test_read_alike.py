@@ -21,7 +21,7 @@ from anomalib.models import Patchcore
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchvision.transforms.v2 import Compose, Grayscale, Normalize, Resize
 
 from anomalib_cdd import Cdd, FolderNoisy, PredictImages, read_image
@@ -174,10 +174,16 @@ def test_stock_data_modules_read_alike_too(trained: Trained, tmp_path: Path) -> 
     assert by_name(engine.predict(model, data_path=trained.folder)) == pytest.approx(trained.scores, abs=1e-3)
 
 
-def test_loaders_of_one_s_own_read_alike_too(trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrap", ["none", "part", "parts"])
+def test_loaders_of_one_s_own_read_alike_too(trained: Trained, tmp_path: Path, wrap: str) -> None:
     data, model, engine = make_data(trained.folder, Folder), make_model(), make_engine(tmp_path)
     data.setup()
-    engine.fit(model, train_dataloaders=DataLoader(data.train_data, 4, collate_fn=data.train_data.collate_fn))
+    dataset = data.train_data
+    if wrap != "none":
+        dataset = Subset(data.train_data, range(8))
+    if wrap == "parts":
+        dataset = ConcatDataset([Subset(dataset, range(5)), Subset(dataset, range(5, 8))])
+    engine.fit(model, train_dataloaders=DataLoader(dataset, 4, collate_fn=data.train_data.collate_fn))
     assert model.white_level == 4095
     assert torch.equal(data.train_data[0].image, read_image(trained.folder / "0.png", white=4095))
 

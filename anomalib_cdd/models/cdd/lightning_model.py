@@ -204,7 +204,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             epochs: Number of epochs E.
         """
         options, data, share = self.options, self.training_set, self.ranks.share
-        plan, generator = plan_epoch(e, epochs, len(data), options), epoch_generator(options.seed, e)
+        plan = self._others.adapt(plan_epoch(e, epochs, len(data), options))
+        generator = epoch_generator(options.seed, e)
         global_student, global_optimizer = self.model.student.train(), self.all_optimizers()[0]
         for number, student in enumerate([global_student, *self._others.students]):
             student.reseed(student_seed(options.seed, e, number))

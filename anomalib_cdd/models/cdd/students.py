@@ -31,6 +31,8 @@ class StudentsInTraining:
         # the global student in row 0, domain student k in row k + 1
         self._met = torch.zeros(0, 0, dtype=torch.bool)
         self._resumed: dict[str, Any] = {}
+        # the first so many have a training of their own; the others are copies of the global student
+        self._trained = 0
 
     def make(self, student: Student, count: int) -> list[Student]:
         """Make domain students, as a resumed checkpoint has them where it has any.
@@ -40,8 +42,10 @@ class StudentsInTraining:
             count: How many.
         """
         self.students = [copy.deepcopy(student) for _ in range(count)]
-        for each, state in zip(self.students, self._resumed.pop("domain_students", ()), strict=False):
+        states = self._resumed.pop("domain_students", ())
+        for each, state in zip(self.students, states, strict=False):
             each.load_state_dict(state)
+        self._trained = len(states)
         return self.students
 
     def begin(self, image_paths: Sequence[str], per_image: int, count: int, before: Sequence[str] | None) -> None:
@@ -73,6 +77,16 @@ class StudentsInTraining:
         """Which domain student has not been trained on which sample, bool of shape ``(K, N)``."""
         return ~self._met[1:]
 
+    def adapt(self, plan: Plan) -> Plan:
+        """Return the plan of an epoch for the students that there are.
+
+        A training that is resumed with another number of epochs may ask for more of them, or sooner, than the
+        checkpoint has: who has no training of its own is forked, and learns before anybody asks it.
+        """
+        if self._trained >= (plan.domains if plan.across and not plan.learns else plan.kept):
+            return plan
+        return plan._replace(kept=min(plan.kept, self._trained), learns=True)
+
     def ready(self, k: int, student: Student, optimizer: LightningOptimizer, lives_on: bool) -> Student:
         """Ready domain student k for an epoch.
 
@@ -87,6 +101,7 @@ class StudentsInTraining:
             self.students[k].load_state_dict(student.state_dict())
             optimizer.optimizer.state.clear()
             self._met[k + 1] = self._met[0]
+        self._trained = max(self._trained, k + 1)
         return self.students[k].train()
 
     def meet(self, domains: Domains, plan: Plan, options: Any) -> None:
@@ -112,7 +127,7 @@ class StudentsInTraining:
             alive: How many of the domain students live on.
             image_paths: Paths of the training images.
         """
-        states = [student.state_dict() for student in self.students[:alive]]
+        states = [student.state_dict() for student in self.students[: min(alive, self._trained)]]
         return {"met": self._met, "image_paths": image_paths, "domain_students": states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

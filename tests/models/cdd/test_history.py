@@ -166,6 +166,35 @@ def test_scores_are_by_hand_those_of_students_that_were_never_trained_on_the_ima
     assert expected[-1].isnan().any()
 
 
+@pytest.mark.parametrize("interval", [1, 2])
+def test_a_shorter_training_forks_the_students_that_its_checkpoint_lacks(
+    make_model: Model, make_data: Data, make_engine: Engines, monkeypatch: pytest.MonkeyPatch, interval: int
+) -> None:
+    """After three of eight epochs there are two students; of four epochs the fourth has three, which live on."""
+    options = {"domains": (2, 3), "domain_students": "persistent", "domain_interval": interval}
+    stop = EarlyStopping("epoch_ranking_agreement", mode="max", patience=9, stopping_threshold=-2)
+    engine = make_engine(max_epochs=8, min_epochs=3, callbacks=[stop])
+    engine.fit(make_model(**options), datamodule=make_data())
+    saved = torch.load(engine.best_model_path, weights_only=True)
+    assert (saved["epoch"], len(saved["cdd_training"]["domain_students"])) == (2, 2)
+    ready, begun, asked = StudentsInTraining.ready, [], []
+
+    def watch(students: StudentsInTraining, k: int, *args: Any, lives_on: bool) -> Student:
+        begun.append((k, lives_on))
+        return ready(students, k, *args, lives_on=lives_on)
+
+    targets = TrainingSet.targets
+    monkeypatch.setattr(StudentsInTraining, "ready", watch)
+    monkeypatch.setattr(TrainingSet, "targets", lambda *args: asked.append(args[4].clone()) or targets(*args))
+    model = make_model(**options)
+    make_engine(max_epochs=4).fit(model, datamodule=make_data(), ckpt_path=engine.best_model_path)
+    assert begun == [(0, True), (1, True), (2, False)]
+    # the third comes from the global student, which has learned from every image
+    assert asked[0].any(dim=1).tolist() == [True, True, False]
+    folds = ~asked[0][:2].any(dim=0)
+    assert torch.equal(model.training_history.cross_domain[-1].isnan(), folds)
+
+
 @pytest.mark.parametrize(("epochs", "cache", "asked"), [(1, True, True), (3, False, True), (2, True, False)])
 def test_a_report_is_of_the_size_of_the_trained_models_own_scores(
     make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path, epochs: int, cache: bool, asked: bool
