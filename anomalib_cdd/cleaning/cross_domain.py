@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,12 +26,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from anomalib_cdd.data.clean import Cleaned, Cleaning
+from anomalib_cdd.data.noise import NoiseInjection
 from anomalib_cdd.training.compat import plain_interrupts
-from anomalib_cdd.training.files import written_whole
+from anomalib_cdd.training.files import DAMAGED, written_whole
 from anomalib_cdd.training.report import TrainingReport
 from anomalib_cdd.training.scoring import iterate_predictions
 from anomalib_cdd.training.source import code_hash, home_of
 from anomalib_cdd.training.visualization import small_maps
+
+from .rules import pick
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ TOP_SHARE = 0.01
 ROOMS = ("cleaning", "data", "teachers", "thresholds", "training")
 DEPENDENCIES = ("anomalib", "lightning", "timm", "torch", "torchvision")
 # no label takes part in a training: there is no validation
-TRAINER_DEFAULTS = {"logger": False, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+TRAINER_DEFAULTS = {"logger": False, "devices": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
 
 
 def cross_domain_scores(
@@ -61,10 +64,10 @@ def cross_domain_scores(
         datamodule: Its ``train_data`` is dealt out; it is set up if it has not been, and not changed.
         domains: Number of parts K, at least 2.
         folder: Where the scores of each part are kept. The same call with the same images goes on where it stopped.
-        trainer: Arguments of ``Engine``, such as ``max_epochs``.
+        trainer: Arguments of ``Engine``, such as ``max_epochs``. Each model is trained on one device.
         seed: Seed of the parts and of each training.
         in_sample: Let every model vote on every image, also those that it was trained on, and take the mean: only to
-            measure what that costs.
+            measure what that costs. A call without it goes on with the same parts.
         progress: Whether to show progress bars.
 
     Returns:
@@ -80,13 +83,13 @@ def cross_domain_scores(
     first = first_of_copies([Path(path) for path in dataset.samples["image_path"]])
     files = np.unique(first)
     parts = [np.flatnonzero(np.isin(first, files[part])) for part in deal(len(files), domains, seed)]
-    key = _fingerprint(model_factory(), datamodule, domains, seed, in_sample, trainer or {})
+    key = _fingerprint(model_factory(), datamodule, domains, seed, trainer or {})
     votes = np.full((domains, len(dataset)), np.nan, dtype=np.float32)
     maps: dict[int, NDArray[np.float16]] = {}
     for number, part in enumerate(tqdm(parts, desc="domains", unit="model", disable=not progress)):
         path = folder / f"part_{number + 1}_of_{domains}.npz"
         asked = np.arange(len(dataset)) if in_sample else part
-        known = _read(path, key, len(asked))
+        known = _read(path, key, asked)
         if known is None:
             rest = np.setdiff1d(np.arange(len(dataset)), part)
             with isolate_rng():
@@ -101,6 +104,29 @@ def cross_domain_scores(
     return TrainingReport(
         paths, np.nanmean(votes, axis=0), maps=[maps[row] for row in range(len(dataset))] if whole else None
     )
+
+
+def write_exclude_list(
+    report: TrainingReport, datamodule: NoiseInjection, path: str | Path, rule: Cleaning | None = None
+) -> Cleaned:
+    """Write the most suspicious images of a report as a file that ``exclude`` reads, to train on what is left.
+
+    Args:
+        report: Of the datamodule's training images, such as :func:`cross_domain_scores` returns it.
+        datamodule: One of this package's, set up.
+        path: CSV file to write, whole or not at all.
+        rule: Whose ``share`` or ``deviations`` says how many; the others of its options have no say. The default rule
+            without.
+
+    Returns:
+        What was left out, and how much noise that leaves where the truth is known.
+    """
+    samples = datamodule.train_data.samples.set_index("image_path").loc[report.image_paths]
+    is_noise = samples["is_noise"].to_numpy(dtype=bool)
+    left_out = pick(report.scores, rule or Cleaning())
+    cleaned = Cleaned(report.image_paths, report.scores, left_out, is_noise if is_noise.any() else None)
+    cleaned.write(Path(path), datamodule.image_names)
+    return cleaned
 
 
 def deal(count: int, domains: int, seed: int) -> list[NDArray[np.int64]]:
@@ -150,8 +176,9 @@ def top_mean(maps: Tensor) -> Tensor:
 
 
 class _Said(NamedTuple):
-    """What a model said of some images: scores ``(n,)``, and maps, as many or none."""
+    """What a model said of some images: their rows ``(n,)``, scores ``(n,)``, and maps, as many or none."""
 
+    rows: NDArray[np.int64]
     scores: NDArray[np.float32]
     maps: list[NDArray[np.float16]]
 
@@ -203,7 +230,7 @@ def _said(model: AnomalibModule, whole: AnomalibDataModule, rows: NDArray[np.int
         found.append(scores if maps is None else top_mean(maps))
         if maps is not None:
             small += small_maps(maps, transform, batch.image)
-    return _Said(torch.cat(found).cpu().numpy(), small)
+    return _Said(rows, torch.cat(found).cpu().numpy(), small)
 
 
 def _fingerprint(model: AnomalibModule, data: AnomalibDataModule, *settings: Any) -> str:
@@ -224,23 +251,24 @@ def _write(path: Path, key: str, said: _Said) -> None:
     shapes = np.array([each.shape for each in said.maps], dtype=np.int64).reshape(-1, 2)
     pixels = np.concatenate([each.ravel() for each in said.maps] or [np.zeros(0, dtype=np.float16)])
     with written_whole(path) as draft, draft.open("wb") as file:
-        np.savez(file, scores=said.scores, shapes=shapes, pixels=pixels, key=key)
+        np.savez(file, rows=said.rows, scores=said.scores, shapes=shapes, pixels=pixels, key=key)
 
 
-def _read(path: Path, key: str, count: int) -> _Said | None:
-    """Read what was said of a finished part; ``None`` where there is nothing of these images and this model."""
+def _read(path: Path, key: str, rows: NDArray[np.int64]) -> _Said | None:
+    """Read what was said of some images; ``None`` where there is nothing of these images and this model."""
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as content:
-            scores, found = content["scores"], str(content["key"])
+            scores, known, found = content["scores"], content["rows"], str(content["key"])
             ends = content["shapes"].prod(axis=1).cumsum()[:-1]
             pixels = np.split(content["pixels"], ends) if len(content["shapes"]) else []
             maps = [each.reshape(shape) for each, shape in zip(pixels, content["shapes"], strict=True)]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except DAMAGED:
         logger.warning("The file of scores %s is damaged; its model is trained again", path)
         return None
-    if found != key or scores.shape != (count,):
+    if found != key or scores.shape != known.shape or not np.isin(rows, known).all():
         logger.warning("The file of scores %s is of other images or settings; its model is trained again", path)
         return None
-    return _Said(scores, maps)
+    asked = np.searchsorted(known, rows)
+    return _Said(rows, scores[asked], [maps[row] for row in asked] if maps else [])

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import time
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ import platformdirs
 from anomalib.data import AnomalibDataset
 from numpy.typing import NDArray
 
-from anomalib_cdd.data.clean import DEFAULT_DEVIATIONS, Cleaning, Judgement
+from anomalib_cdd.data.clean import Cleaning, Judgement
 from anomalib_cdd.teachers.duplicates import parts_of
-from anomalib_cdd.training.files import written_whole
+from anomalib_cdd.training.files import DAMAGED, written_whole
 from anomalib_cdd.training.source import code_hash
 
-from .rules import deviations, share
+from .rules import pick
 from .scorer import FEW_IMAGES, score_images
 
 logger = logging.getLogger(__name__)
@@ -50,10 +49,8 @@ def judge(dataset: AnomalibDataset, cleaning: Cleaning) -> Judgement:
     if np.ptp(scores) == 0:
         logger.warning("Cleaning: the %d training images are all alike, so none is left out", len(scores))
         left_out = np.zeros(len(scores), dtype=bool)
-    elif cleaning.share is not None:
-        left_out = share(scores, cleaning.share)
     else:
-        left_out = deviations(scores, cleaning.deviations or DEFAULT_DEVIATIONS, part)
+        left_out = pick(scores, cleaning, part)
     return Judgement(scores, left_out, saved)
 
 
@@ -107,7 +104,7 @@ def _read(path: Path, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64
     try:
         with np.load(path, allow_pickle=False) as content:
             scores, part, seconds = content["scores"], content["part"], float(content["seconds"])
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except DAMAGED:
         scores, part, seconds = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64), 0.0
     if scores.shape != (count,) or part.shape != (count,) or not np.isfinite(scores).all():
         logger.warning("Cleaning: the file of scores %s is damaged; they are computed again", path)

@@ -5,6 +5,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalib_cdd.data.clean import DEFAULT_DEVIATIONS, Cleaning
+
 # the standard deviation of a normal distribution over its median absolute deviation
 MAD_SCALE = 1.4826
 
@@ -55,3 +57,10 @@ def deviations(
     median = np.median(usual)
     spread = np.median(np.abs(usual - median))
     return (scores > median + number * MAD_SCALE * spread) & (spread > 0)
+
+
+def pick(scores: NDArray[np.float32], cleaning: Cleaning, part: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """Pick by the rule of ``cleaning``, shape ``(N,)``; arguments as of :func:`deviations`."""
+    if cleaning.share is not None:
+        return share(scores, cleaning.share)
+    return deviations(scores, cleaning.deviations or DEFAULT_DEVIATIONS, part)

@@ -140,7 +140,8 @@ class NoiseInjection(AnomalibDataModule):
 
     The injected images look like any other training image: their label is normal, their mask empty. The truth is in
     the column ``is_noise`` of ``train_data.samples`` and ``test_data.samples``, and in :attr:`injected_data`.
-    The training set is the same with and without ``overlap``, so one trained model answers both settings.
+    The training set is the same with and without ``overlap``, so one trained model answers both settings. Once it is
+    set up, ``image_names`` has the name of each image, by its path, in manifests and exclude lists.
 
     A warning on validation: with ``val_split_mode="same_as_test"``, anomalib's usual default, and with
     ``"from_test"``, test labels enter the threshold and the normalisation of the scores (not the ranking, hence not
@@ -204,7 +205,7 @@ class NoiseInjection(AnomalibDataModule):
         self.cleaned: Cleaned | None = None
         self._injected_data: AnomalibDataset | None = None
         self._clean_data: AnomalibDataset | None = None
-        self._name_of: dict[str, str] = {}
+        self.image_names: dict[str, str] = {}
         self._split: dict[str, bool] = {}
         if self.val_split_mode in {ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TEST}:
             logger.warning(
@@ -264,7 +265,7 @@ class NoiseInjection(AnomalibDataModule):
         if self.manifest is None or path.resolve() != Path(self.manifest).resolve():
             self.write_manifest(path)
         if self.cleaned is not None:
-            self.cleaned.write(path.with_name(CLEANED_FILE), self._name_of)
+            self.cleaned.write(path.with_name(CLEANED_FILE), self.image_names)
 
     def _read_alike(self, model: Any, *, is_fit: bool) -> None:
         """Let every subset read as the model does; without a model of this package, by what the training set uses."""
@@ -312,8 +313,8 @@ class NoiseInjection(AnomalibDataModule):
         super()._create_test_split()
         train, test = self.train_data.samples, self.test_data.samples
         paths = [*train["image_path"], *test["image_path"]]
-        root, self._name_of = relative_names(paths, getattr(self, "root", None))
-        name_of = self._name_of
+        root, name_of = relative_names(paths, getattr(self, "root", None))
+        self.image_names = name_of
         normal = [name_of[path] for path in train["image_path"]]
         anomalous = (test["label_index"] == LabelName.ABNORMAL).tolist()
         test_names = dict(zip((name_of[path] for path in test["image_path"]), anomalous, strict=True))

@@ -4,9 +4,14 @@
 
 import glob
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# what reading an ``.npz`` raises that is damaged, by where the damage is
+DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from lightning.pytorch.callbacks import Callback
 from samples import make_sample, save
 
 from anomalib_cdd import Cdd, FolderNoisy, MVTecNoisy
-from anomalib_cdd.cleaning import cross_domain_scores
+from anomalib_cdd.cleaning import cross_domain_scores, write_exclude_list
 from anomalib_cdd.cleaning.cross_domain import deal, top_mean
+from anomalib_cdd.data import Cleaning
 from anomalib_cdd.training import source
 
 TRAINER = {"accelerator": "cpu", "max_epochs": 1}
@@ -180,15 +181,37 @@ def test_an_interrupt_within_a_fit_is_one(data: MVTecNoisy, tmp_path: Path) -> N
 
 
 def test_in_sample_votes_are_lenient_with_a_models_own_images(data: MVTecNoisy, tmp_path: Path) -> None:
-    out, within = (
-        cross_domain_scores(
-            patchcore, data, folder=tmp_path / str(flag), trainer=TRAINER, in_sample=flag, progress=False
-        ).scores
-        for flag in (False, True)
+    watch = Watch()
+    trainer = TRAINER | {"callbacks": [watch]}
+    alone, within, out = (
+        cross_domain_scores(patchcore, data, folder=tmp_path / folder, trainer=trainer, in_sample=flag, progress=False)
+        for folder, flag in (("alone", False), ("both", True), ("both", False))
     )
     is_noise = data.train_data.samples["is_noise"].to_numpy(dtype=bool)
-    assert (within[is_noise] < out[is_noise]).all()
-    assert within.mean() < out.mean()
+    assert (within.scores[is_noise] < out.scores[is_noise]).all()
+    assert within.scores.mean() < out.scores.mean()
+    # models that voted on every image need not be trained again to judge those that they have not learned from
+    assert len(watch.seen) == 2 * 3
+    assert np.allclose(alone.scores, out.scores)
+    assert alone.maps is not None
+    assert out.maps is not None
+    assert all(np.allclose(one, other, atol=1e-3) for one, other in zip(alone.maps, out.maps, strict=True))
+
+
+def test_a_model_is_trained_on_what_a_report_leaves(data: MVTecNoisy, tmp_path: Path) -> None:
+    report = cross_domain_scores(padim, data, folder=tmp_path, trainer=TRAINER, progress=False)
+    cleaned = write_exclude_list(report, data, tmp_path / "left_out.csv", Cleaning(share=0.2))
+    worst = {report.image_paths[row] for row in np.argsort(-report.scores)[:3]}
+    assert {path for path, gone in zip(cleaned.image_paths, cleaned.left_out, strict=True) if gone} == worst
+    samples = data.train_data.samples
+    noise = set(samples["image_path"][samples["is_noise"].to_numpy(dtype=bool)])
+    assert cleaned.noise_left == len(noise - worst)
+    options = {"root": data.root, "category": "bottle", "noise_ratio": 0.25, "val_split_mode": "none"}
+    rest = MVTecNoisy(**options, exclude=tmp_path / "left_out.csv")
+    rest.setup()
+    assert set(rest.train_data.samples["image_path"]) == set(samples["image_path"]) - worst
+    # without a rule the default one, of deviations
+    assert write_exclude_list(report, data, tmp_path / "left_out.csv").left_out.sum() < len(samples) / 2
 
 
 @pytest.mark.parametrize(
