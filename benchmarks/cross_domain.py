@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What it costs a ranking of training images if models vote on what they have learned from.
 
-``python -m benchmarks.cross_domain --data_root DIR --output experiments/cross_domain`` trains models of three parts of the
-data sets of ``configs/cleaning.yaml`` and adds a row for each data set, model and seed to ``results.csv``: the noise AP of
-the out-of-sample scores, and of the mean over all three models. What is there is not measured again.
+``python -m benchmarks.cross_domain --data_root DIR --output experiments/cross_domain`` trains models of three parts of
+the data sets of ``configs/cleaning.yaml`` and adds a row for each data set, model and seed to ``results.csv``: the noise
+AP of the out-of-sample scores, and of the mean over all three models. What is there is not measured again.
 """
 
 import argparse
@@ -37,7 +37,8 @@ def entries(config: Path, data_root: str) -> tuple[dict[str, Any], dict[str, Any
     models = content["models"]
     kept = ("backbone", "layers", "evaluator", "visualizer", "pre_processor")
     init_args = {name: models["padim"]["init_args"][name] for name in kept}
-    trainer = {**models["cdd"]["trainer"], "precision": "32-true"}
+    models["cdd"]["trainer"]["precision"] = "32-true"
+    trainer = models["cdd"]["trainer"]
     models["stfpm"] = {"class_path": "anomalib.models.Stfpm", "init_args": init_args, "trainer": trainer}
     return content["data"], models
 
