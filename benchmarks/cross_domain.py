@@ -3,7 +3,7 @@
 """What it costs a ranking of training images if models vote on what they have learned from.
 
 ``python -m benchmarks.cross_domain --data_root DIR --output experiments/cross_domain`` trains models of three parts of
-the data sets of ``configs/cleaning.yaml`` and adds a row for each data set, model and seed to ``results.csv``: the noise
+the data sets of ``configs/cleaning.yaml`` and adds a row for each data set, model and seed to ``results.csv``: noise
 AP of the out-of-sample scores, and of the mean over all three models. What is there is not measured again.
 """
 
