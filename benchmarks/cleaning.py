@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from sklearn.metrics import average_precision_score
 
 from anomalib_cdd.cleaning import rules, score_images
+from anomalib_cdd.teachers.duplicates import parts_of
 
 HEADER = "| data | seed | images | noise AP | share .1: normals kept, noise left | deviations 2: the same | seconds |"
 
@@ -55,7 +56,7 @@ def measure(datamodule: AnomalibDataModule, options: argparse.Namespace) -> dict
         "noise": int(is_noise.sum()),
         "ap": float(average_precision_score(is_noise, found.scores)),
         "share": outcome(rules.share(found.scores, 0.1), is_noise),
-        "deviations": outcome(rules.deviations(found.scores, 2), is_noise),
+        "deviations": outcome(rules.deviations(found.scores, 2, parts_of(len(is_noise), found.duplicates)), is_noise),
         "duplicates": len(found.duplicates),
         "seconds": seconds,
     }

@@ -13,10 +13,10 @@ import csv
 import io
 import json
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from anomalib_cdd.training.files import written_whole
 from anomalib_cdd.training.image_files import printable
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def write_manifest(path: str | Path, split: Mapping[str, bool]) -> None:
         if printable(name) != name:
             msg = f"the name of {printable(name)} is not valid UTF-8, so that no list could have it: rename it"
             raise ValueError(msg)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8", newline="") as file:
+    with written_whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         plain, quoted = (
             csv.writer(file, lineterminator="\n", quoting=kind) for kind in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
         )
@@ -57,7 +55,6 @@ def write_manifest(path: str | Path, split: Mapping[str, bool]) -> None:
         for name in sorted(split):
             # a carriage return of its own is not quoted by itself, and ends a row for whoever reads
             (quoted if "\r" in name else plain).writerow((name, int(split[name])))
-    draft.replace(path)
 
 
 def read_manifest(path: str | Path) -> dict[str, bool]:

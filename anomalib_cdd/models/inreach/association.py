@@ -122,7 +122,8 @@ def within_spread(squared: Tensor, channels: Tensor, sigma: float) -> Tensor:
 def squared_to_mean(members: Members, patches_of: Callable[[int], Tensor]) -> Tensor:
     """Return the squared distance of each member to the mean of its channel, shape ``(K,)``; one image at a time."""
     counts = members.channels.bincount()
-    rows = [(members.images == image).nonzero().flatten() for image in range(int(members.images.max()) + 1)]
+    order = members.images.argsort(stable=True)
+    rows = order.split(members.images.bincount().tolist())
     means: Tensor | None = None
     for image, own in enumerate(rows):
         if len(own):

@@ -59,9 +59,14 @@ def nearest_others(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     # about their mean, so that the expansion of the square loses least
     centred = points - points.mean(dim=1, keepdim=True)
-    squared = squared_distances(centred, centred)
-    squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    values, indices = squared.topk(k, largest=False, dim=2)
+    found, start = [], 0
+    # all at once, unless those of a single place are too many
+    for some in centred.split(max(1, CHUNK_VALUES // points.shape[:2].numel()), dim=1):
+        squared = squared_distances(some, centred)
+        squared.diagonal(start, dim1=1, dim2=2).fill_(torch.inf)
+        found.append(squared.topk(k, largest=False, dim=2))
+        start += some.shape[1]
+    values, indices = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     return values.sqrt(), indices
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import LocalOutlierFactor
 
+from anomalib_cdd.models.softpatch import noise
 from anomalib_cdd.models.softpatch.noise import NOISE_SCORES, kept_patches, noise_scores, patch_weights
 
 
@@ -19,7 +20,10 @@ def test_the_local_outlier_factor_of_three_points() -> None:
     assert noise_scores(on_a_line([0.0, 1.0, 3.0]), "lof", neighbours=1).tolist() == [pytest.approx([1, 1, 2])]
 
 
-def test_the_local_outlier_factor_is_scikit_learns() -> None:
+@pytest.mark.parametrize("values", [noise.CHUNK_VALUES, 7 * 40])
+def test_the_local_outlier_factor_is_scikit_learns(monkeypatch: pytest.MonkeyPatch, values: int) -> None:
+    """With little work space too: seven images of a place at a time."""
+    monkeypatch.setattr(noise, "CHUNK_VALUES", values)
     points = torch.randn(3, 40, 6, generator=torch.Generator().manual_seed(0))
     scores = noise_scores(points, "lof", neighbours=5)
     for place, found in zip(points.numpy(), scores.numpy(), strict=True):
