@@ -12,6 +12,7 @@ import csv
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,19 +82,35 @@ class Cleaning:
 
     def __post_init__(self) -> None:
         """Check the rule, and make plain lists of YAML's; raises ``ValueError``."""
-        sides = self.image_size
-        if isinstance(sides, str | int | float) or len(sides) != 2 or min(map(int, sides)) < SMALLEST_SIDE:
-            msg = f"clean: image_size has to be a height and a width of {SMALLEST_SIDE} or more, found {sides}"
+        try:
+            sides = tuple(int(side) for side in self.image_size)
+        except (TypeError, ValueError):
+            sides = ()
+        if isinstance(self.image_size, str) or len(sides) != 2 or min(sides) < SMALLEST_SIDE:
+            msg = (
+                f"clean: image_size has to be a height and a width of {SMALLEST_SIDE} or more, found {self.image_size}"
+            )
             raise ValueError(msg)
-        object.__setattr__(self, "image_size", tuple(int(side) for side in sides))
+        object.__setattr__(self, "image_size", sides)
+        if isinstance(self.layers, str):
+            msg = f"clean: layers has to be a list of names, found {self.layers!r}"
+            raise ValueError(msg)  # noqa: TRY004  # as for every other option
         object.__setattr__(self, "layers", None if self.layers is None else [str(layer) for layer in self.layers])
         if self.share is not None and self.deviations is not None:
             msg = f"clean: share={self.share} and deviations={self.deviations} exclude each other: give one"
             raise ValueError(msg)
-        for name, least in (("share", 0), ("deviations", 0), ("reference_images", 1)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool | str) or not value >= least):
-                msg = f"clean: {name} has to be a number of {least} or more, found {value!r}"
+        for name, least, kind in (
+            ("share", 0, Real),
+            ("deviations", 0, Real),
+            ("reference_images", 1, Integral),
+            ("seed", 0, Integral),
+        ):
+            value: Any = getattr(self, name)
+            if value is None and kind is Real:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not float(value) >= least:
+                number = "number" if kind is Real else "whole number"
+                msg = f"clean: {name} has to be a {number} of {least} or more, found {value!r}"
                 raise ValueError(msg)
         if self.share is not None and not 0 <= self.share < 1:
             msg = f"clean: share has to be at least 0 and below 1, found {self.share}"

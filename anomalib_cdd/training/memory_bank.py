@@ -6,11 +6,11 @@ For models that keep patches: they write how patches are taken (``model.patches`
 epoch, the report, checkpoints and Lightning's methods are here.
 """
 
+import mmap
 import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from anomalib.data import Batch
 from anomalib.models.components import MemoryBankMixin
@@ -27,11 +27,12 @@ from .scoring import sample_pixels
 class PatchFile:
     """Patches of training images in fp16, in a file of the system's temporary folder that memory is mapped to.
 
-    The system keeps in memory what there is room for. ``TMPDIR`` says where the file lies.
+    The system keeps in memory what there is room for. ``TMPDIR`` says where the file lies; where the system can, it has
+    no name, so that a kill leaves nothing.
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.NamedTemporaryFile(prefix="patches-")  # noqa: SIM115  # closed by close()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self.image_paths: list[str] = []
         self.shape: tuple[int, ...] = ()
 
@@ -40,6 +41,7 @@ class PatchFile:
 
         Raises:
             ValueError: If they are of another shape than those before.
+            OSError: If the disk is full.
         """
         shape = tuple(patches.shape[1:])
         if self.shape and shape != self.shape:
@@ -50,15 +52,22 @@ class PatchFile:
             raise ValueError(msg)
         self.shape = shape
         self.image_paths += image_paths
-        patches.permute(0, 2, 3, 1).half().cpu().contiguous().numpy().tofile(self._file)
+        values = patches.permute(0, 2, 3, 1).half().cpu().contiguous().numpy()
+        try:
+            self._file.write(values.data)
+            self._file.flush()
+        except OSError as error:
+            msg = (
+                f"No room for the patches of the training images in {tempfile.gettempdir()} ({error.strerror}): "
+                f"{values[0].nbytes:,} bytes an image. Set TMPDIR to a larger disk."
+            )
+            raise OSError(msg) from error
 
     def images(self) -> list[Tensor]:
         """Return the patches ``(h * w, C)`` of each image, mapped to memory."""
-        self._file.flush()
         channels, height, width = self.shape
-        size = (len(self.image_paths), height * width, channels)
-        mapped = torch.from_file(self._file.name, shared=True, size=int(np.prod(size)), dtype=torch.float16)
-        return list(mapped.view(size))
+        mapping = mmap.mmap(self._file.fileno(), 0)
+        return list(torch.frombuffer(mapping, dtype=torch.float16).view(-1, height * width, channels))
 
     def close(self) -> None:
         """Delete the file."""

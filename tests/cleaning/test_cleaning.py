@@ -211,7 +211,11 @@ def test_ctrl_c_while_scoring_leaves_no_half_file(
         ({"share": 1.0}, "clean: share has to be at least 0 and below 1, found 1.0"),
         ({"deviations": 0}, "clean: deviations has to be above 0, found 0"),
         ({"share": "0.1"}, "clean: share has to be a number of 0 or more, found '0.1'"),
-        ({"reference_images": 0}, "clean: reference_images has to be a number of 1 or more, found 0"),
+        ({"reference_images": 0}, "clean: reference_images has to be a whole number of 1 or more, found 0"),
+        ({"reference_images": 5.5}, "clean: reference_images has to be a whole number of 1 or more, found 5.5"),
+        ({"seed": None}, "clean: seed has to be a whole number of 0 or more, found None"),
+        ({"layers": "layer1"}, "clean: layers has to be a list of names, found 'layer1'"),
+        ({"image_size": None}, "clean: image_size has to be a height and a width of 32 or more, found None"),
         ({"image_size": 192}, "clean: image_size has to be a height and a width of 32 or more, found 192"),
         ({"image_size": [16, 16]}, r"clean: image_size has to be .* found \[16, 16\]"),
         ({"share": 0.1, "deviations": 2}, "exclude each other: give one"),
@@ -286,4 +290,4 @@ def test_the_command_line_takes_a_rule(mvtec_root: Path, tmp_path: Path) -> None
 
 
 def test_the_public_names_are_there() -> None:
-    assert set(cleaning.__all__) == {"Recurrence", "cross_domain_scores", "judge", "score_images"}
+    assert set(cleaning.__all__) == {"Recurrence", "cross_domain_scores", "judge", "score_images", "write_exclude_list"}

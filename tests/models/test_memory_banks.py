@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """anomalib's life cycle with SoftPatch and InReaCh, and what their options and their training reports do."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_cdd import CrossPatch, InReach, MVTecNoisy, SoftPatch
 from anomalib_cdd.thresholds import label_free_pixel_threshold
 from anomalib_cdd.training.image_files import contents_of
+from anomalib_cdd.training.memory_bank import PatchFile
 
 # OpenVINO computes in bf16 where the processor can
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -328,3 +330,27 @@ def test_inreach_blurs_long_narrow_images_by_their_shorter_side(mvtec_root: Path
     transform = Compose([Resize((32, 256), antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
     model = fitted(InReach, mvtec_root, tmp_path, pre_processor=PreProcessor(transform))
     assert model.eval().model(torch.randn(1, 3, 32, 256)).anomaly_map.shape == (1, 1, 32, 256)
+
+
+def test_patches_are_in_no_file_that_a_kill_could_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    patches = torch.randn(3, 4, 2, 5)
+    file = PatchFile()
+    file.add(patches[:2], ["a", "b"])
+    file.add(patches[2:], ["c"])
+    assert not any(tmp_path.iterdir())
+    kept = torch.stack(file.images())
+    file.close()
+    assert torch.equal(kept, patches.half().permute(0, 2, 3, 1).flatten(1, 2))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_named_with_what_an_image_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    file = PatchFile()
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(file, "_file", full)
+        with pytest.raises(
+            OSError, match=rf"in {tmp_path} \(No space left on device\): 80 bytes an image\. Set TMPDIR"
+        ):
+            file.add(torch.zeros(3, 4, 2, 5), ["a", "b", "c"])
