@@ -6,7 +6,7 @@ TORCH ?=
 comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := test$(if $(TORCH),$(comma)$(TORCH))
+EXTRA_TORCH := $(if $(TORCH),$(comma)$(TORCH))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-smoke test test-slow test-release bench check dist clean
@@ -22,36 +22,37 @@ help:
 	@echo "make demo-smoke  the demo at a tiny size, to see that everything is installed"
 	@echo "make TORCH=cpu ...  add one of anomalib's extras for torch: cpu, cu126, cu130, rocm, xpu"
 
-$(VENV)/installed: pyproject.toml
+# the demo needs no more than the extra of its name, everything else that of the tests
+$(VENV)/installed-%: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --editable ".[$*$(EXTRA_TORCH)]"
 	touch $@
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed-demo
 	$(BIN)/python -m anomalib_cdd demo --config configs/demo.yaml
 
-demo-smoke: $(VENV)/installed
+demo-smoke: $(VENV)/installed-demo
 	$(BIN)/python -m anomalib_cdd demo --config configs/demo.yaml --smoke --output results/demo-smoke
 
 # two processes of one thread: a test computes the same bits on any number of cores
-test: $(VENV)/installed
+test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not release" -n 2 --dist loadfile
 
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "not release"
 
 # PYTHON=python3.13 tries the wheel under another Python
-test-release: $(VENV)/installed
+test-release: $(VENV)/installed-test
 	RELEASE_PYTHON=$(PYTHON) $(BIN)/python -m pytest tests/test_release.py
 
-dist: $(VENV)/installed
+dist: $(VENV)/installed-test
 	$(BIN)/python -m build --outdir dist
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks
 
-check: $(VENV)/installed
+check: $(VENV)/installed-test
 	$(BIN)/ruff check anomalib_cdd tests benchmarks
 	$(BIN)/ruff format --check anomalib_cdd tests benchmarks
 	$(BIN)/mypy

@@ -4,6 +4,7 @@
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -83,6 +84,7 @@ def check_options(options: Any, defaults: dict[str, Any]) -> None:  # Lightning'
     for name in ("learning_rate", "student_width"):
         if not (math.isfinite(options[name]) and options[name] > 0):
             _refuse(name, options[name], "more than 0")
+    _check_cache(options)
     _check_domain_students(options)
     if options.pseudo_normal and not options.domain_construction:
         msg = (
@@ -101,6 +103,11 @@ def check_options(options: Any, defaults: dict[str, Any]) -> None:  # Lightning'
 def _tell_idle(why: str, idle: list[str], options: Any) -> None:
     if idle:
         logger.warning("%s: %s has no effect.", why, ", ".join(f"{name} ({options[name]!r})" for name in idle))
+
+
+def _check_cache(options: Any) -> None:
+    if options.cache_dir is not None and Path(options.cache_dir).is_file():
+        _refuse("cache_dir", options.cache_dir, "a folder")
 
 
 def _check_confident(options: Any) -> None:

@@ -50,6 +50,7 @@ Engines = Callable[..., Engine]
         ({"domain_interval": 1.5}, "domain_interval is 1.5"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),
+        ({"cache_dir": __file__}, r"cache_dir is '.*test_checks\.py'; it has to be a folder"),
         ({"domain_construction": False}, "pseudo_normal needs domain_construction"),
     ],
 )
