@@ -72,10 +72,15 @@ class Student(nn.Module):
 
     def reseed(self, seed: int) -> None:
         """Let what is random in it draw as it does after this seed, 0 or more, whatever was drawn before."""
-        for module in self.modules():
-            if isinstance(module, SeededDropout):
-                # neighbouring seeds are further apart than draws are many
-                module.seed, module.drawn = (seed << 32) % 2**63, 0
+        reseed(self, seed)
+
+
+def reseed(network: nn.Module, seed: int) -> None:
+    """Let the dropouts within a network draw as they do after this seed, 0 or more, whatever was drawn before."""
+    for module in network.modules():
+        if isinstance(module, SeededDropout):
+            # neighbouring seeds are further apart than draws are many
+            module.seed, module.drawn = (seed << 32) % 2**63, 0
 
 
 def fit_size(level: Tensor, size: torch.Size) -> Tensor:

@@ -8,11 +8,14 @@ A model composes its own training step; this is what Lightning and anomalib ask 
 from pathlib import Path
 from typing import Any
 
+import torch
 from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+
+from anomalib_cdd.teachers.students import reseed
 
 from .checkpoints import readable_checkpoint
 from .finite import StopsWhenNotFinite, check_finite
@@ -53,6 +56,11 @@ class TrainsByEpochs:
         if rate is not None and not schedules and "configure_optimizers" not in vars(self):
             # the student's, the first group of the first; other parts' rates are constants
             module.trainer.optimizers[0].param_groups[0]["lr"] = rate
+
+    def on_train_epoch_start(self) -> None:
+        """Let dropout draw by the run's seed and the epoch: after a resume as without one."""
+        super().on_train_epoch_start()  # type: ignore[misc]  # LightningModule's
+        reseed(self.model, torch.initial_seed() + self.current_epoch)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Score a batch.

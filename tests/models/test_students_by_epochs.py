@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_cdd import Dmdd, Dtsnet, Mhkd, MVTecNoisy, ReContrast, Urd
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER, Teacher
+from anomalib_cdd.teachers.students import SeededDropout
 from anomalib_cdd.training.report import ReportsTraining
 
 # OpenVINO computes in bf16 where the processor can
@@ -329,6 +330,41 @@ class Seen(Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
         norms = [module for module in pl_module.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         self.took_statistics.append(any(module.training for module in norms))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_images_of_several_sizes_train_one_at_a_time(kind: type[AnomalibModule], tmp_path: Path) -> None:
+    for number, width in enumerate((64, 80, 112)):
+        image = make_sample(number).image.resize((width, 64))
+        save(image, tmp_path / "bottle" / "train" / "good" / f"{number}.png")
+    save(make_sample(9).image, tmp_path / "bottle" / "test" / "good" / "0.png")
+    transform = Compose([Resize(64, antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
+    model = make_model(kind, pre_processor=PreProcessor(transform))
+    make_engine(tmp_path).fit(model, datamodule=make_data(tmp_path, train_batch_size=1, eval_batch_size=1))
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("kind", [ReContrast, Urd, Dtsnet])
+def test_dropout_draws_by_the_runs_seed_and_after_a_resume_as_without_one(
+    kind: type[AnomalibModule], five_images: Path, tmp_path: Path
+) -> None:
+    options = {"backbone": "vit_tiny_patch16_224"} | ({"multiscale_fusion": False} if kind is Dtsnet else {})
+
+    def draws(folder: Path, run_seed: int, epochs: int, ckpt_path: str | None = None) -> tuple[list[Any], str]:
+        model, drawn = make_model(kind, run_seed, **options), []
+        [dropout] = [part for part in model.modules() if isinstance(part, SeededDropout)]
+        dropout.register_forward_hook(lambda part, *_: drawn.append((part.seed, part.drawn)) if part.training else None)
+        engine = make_engine(folder, epochs)
+        engine.fit(model, datamodule=make_data(five_images), ckpt_path=ckpt_path)
+        return drawn, engine.best_model_path
+
+    whole, _ = draws(tmp_path / "whole", 0, 2)
+    _, checkpoint = draws(tmp_path / "half", 0, 1)
+    resumed, _ = draws(tmp_path / "rest", 0, 2, checkpoint)
+    other, _ = draws(tmp_path / "other", 1, 1)
+    assert len(set(whole)) == len(whole)
+    assert resumed == whole[len(whole) // 2 :]
+    assert not set(other) & set(whole[: len(whole) // 2])
 
 
 @pytest.mark.parametrize("kind", [ReContrast, Urd, Dtsnet, Dmdd])

@@ -216,9 +216,10 @@ class Mhkd(StopsWhenNotFinite, TrainsByEpochs, LabelFreeDefaults, AnomalibModule
             return
         mode = self.model.training
         self.model.eval()
-        values = [self.model.maps(self.model.tiles(images)) for images in self._images.read(self, QUANTILE_IMAGES)]
+        maps = [self.model.maps(self.model.tiles(images)) for images in self._images.read(self, QUANTILE_IMAGES)]
         self.model.train(mode)
-        self.model.quantiles.copy_(quantiles(torch.cat(values)))
+        # images, and so maps, may differ in size
+        self.model.quantiles.copy_(quantiles(torch.cat([each.transpose(0, 1).flatten(1) for each in maps], dim=1)))
         self._scaled_at = self.trainer.global_step
 
     def __getstate__(self) -> dict[str, Any]:

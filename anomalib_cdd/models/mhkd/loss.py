@@ -48,13 +48,13 @@ def quantiles(values: Tensor) -> Tensor:
     """Return the .9 and .995 quantiles of each of two maps.
 
     Args:
-        values: Maps ``(B, 2, h, w)``.
+        values: All their values, shape ``(2, K)``.
 
     Returns:
         Shape ``(2, 2)``: a row for each map.
     """
     # torch's takes no more than 2^24 values
-    found = np.quantile(values.transpose(0, 1).flatten(1).cpu().numpy(), QUANTILES, axis=1)
+    found = np.quantile(values.cpu().numpy(), QUANTILES, axis=1)
     return torch.from_numpy(found.T).to(values)
 
 
