@@ -319,11 +319,14 @@ function svgElement(name, attributes) {
   return element;
 }
 
+function binOf(score) {
+  return Math.min(Math.floor((BINS * (score - range.low)) / range.size), BINS - 1);
+}
+
 function drawHistogram() {
   const bins = Array.from({ length: BINS }, () => ({ injected: 0, other: 0 }));
   for (const { score, isNoise } of images) {
-    const bin = Math.min(Math.floor((BINS * (score - range.low)) / range.size), BINS - 1);
-    bins[bin][isNoise ? "injected" : "other"] += 1;
+    bins[binOf(score)][isNoise ? "injected" : "other"] += 1;
   }
   const tallest = Math.max(...bins.map((bin) => bin.injected + bin.other));
   histogram.setAttribute("viewBox", `0 0 ${BINS} 100`);
@@ -354,7 +357,12 @@ function setCut(cut) {
   if (isTruthKnown) {
     byId("above-injected").textContent = `(${injected.filter(isAbove).length} of ${injected.length} injected)`;
   }
-  const x = clamp((BINS * (state.cut - range.low)) / range.size, 0, BINS);
+  // between the bars of what is above and what is not, where they have one each: the cut is often the score of an image
+  const [lowestAbove, highestBelow] = [images[state.above - 1], images[state.above]];
+  let x = clamp((BINS * (state.cut - range.low)) / range.size, 0, BINS);
+  if (highestBelow && (!lowestAbove || binOf(lowestAbove.score) > binOf(highestBelow.score))) {
+    x = Math.max(x, binOf(highestBelow.score) + 1);
+  }
   const region = histogram.querySelector(".region");
   region.setAttribute("x", x);
   region.setAttribute("width", BINS - x);

@@ -122,6 +122,9 @@ def _check(config: Namespace) -> None:
     if config.ckpt_path is not None and not config.ckpt_path.is_file():
         msg = f"--ckpt_path {config.ckpt_path}: there is no such file."
         raise ConfigError(msg)
+    if config.batch_size < 1:
+        msg = f"--batch_size {config.batch_size}: give a number of images, at least 1."
+        raise ConfigError(msg)
     if isinstance(config.model, dict) and (
         "class_path" not in config.model or set(config.model) - {"class_path", "init_args", "trainer"}
     ):

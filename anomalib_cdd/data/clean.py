@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -155,12 +155,13 @@ class Cleaned:
         """How many injected images are still there, where that is known."""
         return None if self.is_noise is None else int((self.is_noise & ~self.left_out).sum())
 
-    def write(self, path: Path, names: Mapping[str, str]) -> None:
+    def write(self, path: Path, names: Mapping[str, str], excluded: Iterable[str] = ()) -> None:
         """Write what was left out, the most suspicious first, as a file that ``exclude`` reads.
 
         Args:
             path: CSV file with the columns ``image_path``, ``score`` and, where it is known, ``is_noise``.
             names: The name of each path in such a list.
+            excluded: Names of images that had been left out before; they come last and have no score.
         """
         with written_whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
@@ -169,6 +170,8 @@ class Cleaned:
                 if self.left_out[row]:
                     truth = [] if self.is_noise is None else [int(self.is_noise[row])]
                     writer.writerow([names[self.image_paths[row]], float(self.scores[row]), *truth])
+            for name in sorted(excluded):
+                writer.writerow([name, None] + ([] if self.is_noise is None else [None]))
 
 
 class Judgement(NamedTuple):

@@ -207,6 +207,7 @@ class NoiseInjection(AnomalibDataModule):
         self._clean_data: AnomalibDataset | None = None
         self.image_names: dict[str, str] = {}
         self._split: dict[str, bool] = {}
+        self._excluded: set[str] = set()
         if self.val_split_mode in {ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TEST}:
             logger.warning(
                 "val_split_mode=%s lets test labels into thresholds and normalisation; val_split_mode=none does not",
@@ -265,7 +266,7 @@ class NoiseInjection(AnomalibDataModule):
         if self.manifest is None or path.resolve() != Path(self.manifest).resolve():
             self.write_manifest(path)
         if self.cleaned is not None:
-            self.cleaned.write(path.with_name(CLEANED_FILE), self.image_names)
+            self.cleaned.write(path.with_name(CLEANED_FILE), self.image_names, self._excluded)
 
     def _read_alike(self, model: Any, *, is_fit: bool) -> None:
         """Let every subset read as the model does; without a model of this package, by what the training set uses."""
@@ -339,6 +340,7 @@ class NoiseInjection(AnomalibDataModule):
             excluded = read_exclude_list(self.exclude, root)
             check_exclude_list(self.exclude, excluded, [*normal, *test_names], root)
             self._leave_out(excluded, name_of)
+            self._excluded = excluded
 
     def _create_val_split(self) -> None:
         # anomalib's cannot draw from a test set without images

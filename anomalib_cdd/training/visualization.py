@@ -127,10 +127,25 @@ class UncroppedVisualizer(ImageVisualizer):
                 value = getattr(item, name, None)
                 if value is not None and any(margins):
                     setattr(drawn, name, uncrop(value, margins))
+            image: Any = drawn.image
+            if min(image.shape[-2:]) < 2:  # anomalib would take a single row for a channel too many
+                drawn.image = F.interpolate(image[None], [max(side, 2) for side in image.shape[-2:]])[0]
             picture = self.visualize(drawn)
             if isinstance(picture, Image.Image):
                 place: Any = {key: getattr(datamodule, key, None) for key in ("name", "category")}
                 path = generate_output_filename(
                     item.image_path or "", self.output_dir, dataset_name=place["name"], category=place["category"]
                 )
-                picture.save(path)
+                picture.save(self._own_place(path, Path(item.image_path or "")))
+
+    def _own_place(self, path: Path, source: Path) -> Path:
+        """Return where a picture goes: with as many of the image's folders as tell it from other images' pictures."""
+        drawn: dict[Path, Path] = self.__dict__.setdefault("_drawn", {})
+        folders, name = [source.parent.name], path.name
+        for folder in source.parent.parents:
+            if drawn.setdefault(path, source) == source:
+                break
+            folders.insert(0, folder.name)
+            path = Path(self.output_dir or "", *folders, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path

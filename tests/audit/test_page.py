@@ -240,6 +240,18 @@ def test_a_cut_can_be_typed_and_set_in_the_histogram(open_page: OpenPage) -> Non
     assert line["x"] + line["width"] / 2 == pytest.approx(box["x"] + box["width"] / 2, abs=2)
 
 
+def test_the_bar_of_an_image_at_the_cut_stands_outside_what_is_above(open_page: OpenPage) -> None:
+    images = make_images()
+    scores = sorted({image.score for image in images})
+    for cut, above in ((scores[-4], 3), (scores[-1], 0), (scores[0] - 1, 12)):
+        page = open_page(images, cut=cut)
+        assert page.locator("#above-count").text_content() == f"{above} of 12 above the cut"
+        region = page.locator("#histogram .region").bounding_box() or {"x": page.viewport_size["width"]}
+        bars = [bar.bounding_box() for bar in page.locator("#histogram .injected, #histogram .other").all()]
+        inside = [bar for bar in bars if bar["x"] + bar["width"] / 2 > region["x"]]
+        assert len(inside) == len({score for score in scores if score > cut})
+
+
 def test_the_histogram_stacks_injected_images_in_a_colour_of_their_own(open_page: OpenPage) -> None:
     page = open_page(make_images())
     assert page.locator("#histogram .injected").count() == 6

@@ -86,6 +86,24 @@ def test_a_fit_leaves_the_noise_out_and_writes_what_exclude_reads(
     assert names(both) == names(data)
 
 
+def test_what_cleaning_and_an_exclude_list_leave_out_is_in_one_list(
+    make_data: Callable[..., MVTecNoisy], tmp_path: Path
+) -> None:
+    plain = make_data(clean=None)
+    plain.setup()
+    bad = sorted(names(plain))[:2]
+    (tmp_path / "review.csv").write_text("\n".join(["image_path", *bad]))
+    data = make_data({"share": 0.2}, exclude=tmp_path / "review.csv")
+    folder = fit(data, tmp_path / "results")
+    again = make_data(clean=None, exclude=folder / "cleaned.csv")
+    again.setup()
+    assert names(again) == names(data)
+    assert len(again.train_data) == 13 - 2
+    with (folder / "cleaned.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image_path"], row["score"]) for row in rows[-2:]] == [(name, "") for name in bad]
+
+
 def test_the_test_set_and_injected_data_stay_as_they_were(make_data: Callable[..., MVTecNoisy]) -> None:
     plain, data = make_data(clean=None), make_data()
     for each in (plain, data):

@@ -366,6 +366,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--batch_size", "0"], "--batch_size 0: give a number of images, at least 1"),
         (["--domains", "3"], "--domains 3 is for a --model"),
         (["--model", "Padim", "--domains", "1"], "--domains 1: at least 2"),
         (["--model", '{"class_path": "Padim", "init_args": {"nonsense": 1}}'], "--model Padim: "),

@@ -76,3 +76,36 @@ def test_a_defect_is_drawn_over_itself(tmp_path: Path, side: int | tuple[int, in
 def test_a_crop_without_a_resize_is_of_the_image(crop: type) -> None:
     assert crop_margins(Compose([crop((64, 64))]), (96, 192)) == Margins(64, 64, 16, 16)
     assert crop_margins(Compose([Resize((80, 80)), crop((64, 64))])) == Margins(8, 8, 8, 8)
+
+
+def test_no_picture_takes_the_place_of_another_images(tmp_path: Path) -> None:
+    files = [tmp_path / place for place in ("a/good/1.png", "b/good/1.png", "b/good/2.png")]
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(file)
+    visualizer = UncroppedVisualizer(fields=["image"], overlay_fields=[], output_dir=tmp_path / "out")
+    model = SimpleNamespace(pre_processor=SimpleNamespace(transform=None))
+    batch = ImageBatch(
+        image=torch.zeros(3, 3, 32, 32), anomaly_map=torch.zeros(3, 32, 32), image_path=[str(file) for file in files]
+    )
+    for _ in range(2):  # drawn again they are where they were
+        visualizer.on_test_batch_end(SimpleNamespace(default_root_dir=tmp_path), model, batch, batch, 0)
+        drawn = {path.relative_to(tmp_path / "out").as_posix(): path for path in (tmp_path / "out").rglob("*.png")}
+        assert set(drawn) == {"good/1.png", "b/good/1.png", "good/2.png"}
+    for name, red in (("good/1.png", 0), ("b/good/1.png", 80), ("good/2.png", 160)):
+        with Image.open(drawn[name]) as picture:
+            assert picture.convert("RGB").getpixel((16, 250))[0] == red
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 1)])
+def test_an_image_of_one_row_is_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, (200, 0, 0)).save(tmp_path / "row.png")
+    visualizer = UncroppedVisualizer(fields=["image"], overlay_fields=[], output_dir=tmp_path / "out")
+    model = SimpleNamespace(pre_processor=SimpleNamespace(transform=None))
+    batch = ImageBatch(
+        image=torch.zeros(1, 3, 32, 32), anomaly_map=torch.zeros(1, 32, 32), image_path=[str(tmp_path / "row.png")]
+    )
+    visualizer.on_test_batch_end(SimpleNamespace(default_root_dir=tmp_path), model, batch, batch, 0)
+    [path] = (tmp_path / "out").rglob("row.png")
+    with Image.open(path) as picture:
+        assert picture.convert("RGB").getpixel((16, 250))[0] == 200
