@@ -48,8 +48,8 @@ def readable_checkpoint(path: str | Path, model: str = "this model") -> Iterator
         # torch names the class that it refuses; anything else is a stream that makes no sense
         if "GLOBAL" in str(error) or "Unsupported class" in str(error):
             msg = f"Checkpoint {path} holds more than plain data and is not loaded: it could run code."
-        else:
-            msg = f"Checkpoint {path} is damaged ({_first_line(error)})."
+        else:  # torch's own words advise to read it without care
+            msg = f"Checkpoint {path} is damaged, or is no checkpoint."
         raise ValueError(msg) from error
     except EOFError as error:
         msg = f"Checkpoint {path} is damaged: it ends too early."
