@@ -199,7 +199,7 @@ def _factory(entry: dict[str, Any]) -> Callable[[], AnomalibModule]:
     make_model = partial(kind, **init_args)
     try:
         make_model()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:  # OSError: weights that cannot be fetched
         msg = f"--model {kind.__name__}: {_one_line(error)}"
         raise ConfigError(msg) from error
     return make_model

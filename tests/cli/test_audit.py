@@ -389,6 +389,18 @@ def test_bad_input_of_a_training_is_one_line(
     assert message in refusal("--data", data, "--output", tmp_path / "out", *options)
 
 
+def test_weights_that_cannot_be_fetched_are_the_models(
+    mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hub(*args: Any, **kwargs: Any) -> None:
+        msg = "no hub"
+        raise ConnectionError(msg)  # an OSError, as the hub's own are
+
+    monkeypatch.setattr("anomalib.models.image.padim.lightning_model.PadimModel", no_hub)
+    data = mvtec_root / "bottle" / "train" / "good"
+    assert "--model Padim: no hub" in refusal("--data", data, "--output", tmp_path / "out", "--model", "Padim")
+
+
 def test_help_says_what_each_way_does(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["audit", "--help"])

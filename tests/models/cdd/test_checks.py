@@ -178,7 +178,7 @@ def test_checkpoints_of_something_else(
     with pytest.raises(ValueError, match="not of this model"):
         Cdd.load_from_checkpoint(tmp_path / "patchcore.ckpt")
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text\.ckpt"):
+    with pytest.raises(ValueError, match=r"text\.ckpt is damaged, or is no checkpoint\.$"):
         Cdd.load_from_checkpoint(tmp_path / "text.ckpt")
     whole = path.read_bytes()
     (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
@@ -317,9 +317,3 @@ def test_a_checkpoint_at_an_error_is_refused(
     engine = make_engine(2, callbacks=[OnExceptionCheckpoint(tmp_path)])
     with pytest.raises(ValueError, match="OnExceptionCheckpoint saves within an epoch"):
         engine.fit(make_model(), datamodule=make_data())
-
-
-def test_a_file_that_is_no_checkpoint_comes_with_no_advice_to_read_it_without_care(tmp_path: Path) -> None:
-    (tmp_path / "notes.ckpt").write_text("none")
-    with pytest.raises(ValueError, match=r"notes\.ckpt is damaged, or is no checkpoint\.$"):
-        Cdd.load_from_checkpoint(tmp_path / "notes.ckpt")
