@@ -130,8 +130,10 @@ def test_cleaning(parts: Path) -> None:
     assert set(left_out) < {"bad_0.png", "bad_9.png"}
     run(look, names)
     assert len(names["found"].scores) == len(names["found"].maps) == 14
-    run(by_training, names, **{'folder="results/domains"': f'folder="results/domains", trainer=dict({QUIET})'})
-    assert len(names["report"].scores) == 13
+    small |= {'folder="results/domains"': f'folder="results/domains", trainer=dict({QUIET})'}
+    run(by_training, names, **small)
+    assert len(names["report"].scores) == 14
+    assert len(pd.read_csv("left_out.csv")) == 1
     [command] = commands("docs/cleaning.md")
     parse(command.replace(" ... ", " --data.name parts --data.root parts "))
 
