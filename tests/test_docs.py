@@ -130,7 +130,10 @@ def test_cleaning(parts: Path) -> None:
     assert set(left_out) < {"bad_0.png", "bad_9.png"}
     run(look, names)
     assert len(names["found"].scores) == len(names["found"].maps) == 14
-    small |= {'folder="results/domains"': f'folder="results/domains", trainer=dict({QUIET})'}
+    small = {
+        'root="parts"': 'root="parts", num_workers=0',
+        '"results/domains"': f'"results/domains", trainer=dict({QUIET})',
+    }
     run(by_training, names, **small)
     assert len(names["report"].scores) == 14
     assert len(pd.read_csv("left_out.csv")) == 1

@@ -362,6 +362,7 @@ function setCut(cut) {
   let x = clamp((BINS * (state.cut - range.low)) / range.size, 0, BINS);
   if (highestBelow && (!lowestAbove || binOf(lowestAbove.score) > binOf(highestBelow.score))) {
     x = Math.max(x, binOf(highestBelow.score) + 1);
+    if (lowestAbove) x = Math.min(x, binOf(lowestAbove.score));
   }
   const region = histogram.querySelector(".region");
   region.setAttribute("x", x);

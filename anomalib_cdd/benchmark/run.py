@@ -90,7 +90,7 @@ def run(
         root = None if data_root is None else str(Path(data_root).resolve())
         done = [record for record in records if record is not None and is_done(record)]
         roots = {str(record["data_root"]) for record in done if record.get("data_root")}
-        for other in sorted(roots - {root}):
+        for other in sorted(roots - {root}) if root is not None else ():
             print(
                 f"Finished cells are of the images in {other}, and count for those in {root} too: "
                 "choose another --output if these are not the same images."

@@ -64,7 +64,8 @@ def cross_domain_scores(
         datamodule: Its ``train_data`` is dealt out; it is set up if it has not been, and not changed.
         domains: Number of parts K, at least 2.
         folder: Where the scores of each part are kept. The same call with the same images goes on where it stopped.
-        trainer: Arguments of ``Engine``, such as ``max_epochs``. Each model is trained on one device.
+        trainer: Arguments of ``Engine``, such as ``max_epochs``. Each model is trained on one device
+            where it names no number.
         seed: Seed of the parts and of each training.
         in_sample: Let every model vote on every image, also those that it was trained on, and take the mean: only to
             measure what that costs. A call without it goes on with the same parts.
@@ -111,6 +112,8 @@ def write_exclude_list(
 ) -> Cleaned:
     """Write the most suspicious images of a report as a file that ``exclude`` reads, to train on what is left.
 
+    What the datamodule's own ``exclude`` has left out is in it too.
+
     Args:
         report: Of the datamodule's training images, such as :func:`cross_domain_scores` returns it.
         datamodule: One of this package's, set up.
@@ -125,7 +128,7 @@ def write_exclude_list(
     is_noise = samples["is_noise"].to_numpy(dtype=bool)
     left_out = pick(report.scores, rule or Cleaning())
     cleaned = Cleaned(report.image_paths, report.scores, left_out, is_noise if is_noise.any() else None)
-    cleaned.write(Path(path), datamodule.image_names)
+    cleaned.write(Path(path), datamodule.image_names, datamodule.excluded)
     return cleaned
 
 
@@ -266,6 +269,9 @@ def _read(path: Path, key: str, rows: NDArray[np.int64]) -> _Said | None:
             maps = [each.reshape(shape) for each, shape in zip(pixels, content["shapes"], strict=True)]
     except DAMAGED:
         logger.warning("The file of scores %s is damaged; its model is trained again", path)
+        return None
+    if found == key and np.isin(known, rows).all() and len(known) < len(rows):
+        logger.info("The file of scores %s is of its own part alone; its model is trained again to score all", path)
         return None
     if found != key or scores.shape != known.shape or not np.isin(rows, known).all():
         logger.warning("The file of scores %s is of other images or settings; its model is trained again", path)

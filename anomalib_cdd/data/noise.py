@@ -141,7 +141,8 @@ class NoiseInjection(AnomalibDataModule):
     The injected images look like any other training image: their label is normal, their mask empty. The truth is in
     the column ``is_noise`` of ``train_data.samples`` and ``test_data.samples``, and in :attr:`injected_data`.
     The training set is the same with and without ``overlap``, so one trained model answers both settings. Once it is
-    set up, ``image_names`` has the name of each image, by its path, in manifests and exclude lists.
+    set up, ``image_names`` has the name of each image, by its path, in manifests and exclude lists, and ``excluded``
+    the names that ``exclude`` has left out.
 
     A warning on validation: with ``val_split_mode="same_as_test"``, anomalib's usual default, and with
     ``"from_test"``, test labels enter the threshold and the normalisation of the scores (not the ranking, hence not
@@ -207,7 +208,7 @@ class NoiseInjection(AnomalibDataModule):
         self._clean_data: AnomalibDataset | None = None
         self.image_names: dict[str, str] = {}
         self._split: dict[str, bool] = {}
-        self._excluded: set[str] = set()
+        self.excluded: set[str] = set()
         if self.val_split_mode in {ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TEST}:
             logger.warning(
                 "val_split_mode=%s lets test labels into thresholds and normalisation; val_split_mode=none does not",
@@ -266,7 +267,7 @@ class NoiseInjection(AnomalibDataModule):
         if self.manifest is None or path.resolve() != Path(self.manifest).resolve():
             self.write_manifest(path)
         if self.cleaned is not None:
-            self.cleaned.write(path.with_name(CLEANED_FILE), self.image_names, self._excluded)
+            self.cleaned.write(path.with_name(CLEANED_FILE), self.image_names, self.excluded)
 
     def _read_alike(self, model: Any, *, is_fit: bool) -> None:
         """Let every subset read as the model does; without a model of this package, by what the training set uses."""
@@ -340,7 +341,7 @@ class NoiseInjection(AnomalibDataModule):
             excluded = read_exclude_list(self.exclude, root)
             check_exclude_list(self.exclude, excluded, [*normal, *test_names], root)
             self._leave_out(excluded, name_of)
-            self._excluded = excluded
+            self.excluded = excluded & {*normal, *test_names}
 
     def _create_val_split(self) -> None:
         # anomalib's cannot draw from a test set without images

@@ -20,6 +20,9 @@ from anomalib_cdd.teachers.students import reseed
 from .checkpoints import readable_checkpoint
 from .finite import StopsWhenNotFinite, check_finite
 
+# neighbouring runs share no epoch's dropout
+EPOCHS_APART = 1_000_003
+
 
 class TrainsByEpochs:
     """Mixin before ``LabelFreeDefaults``: 200 epochs unless told otherwise, checkpoints that fetch no weights.
@@ -58,9 +61,9 @@ class TrainsByEpochs:
             module.trainer.optimizers[0].param_groups[0]["lr"] = rate
 
     def on_train_epoch_start(self) -> None:
-        """Let dropout draw by the run's seed and the epoch: after a resume as without one."""
+        """Let dropout draw by the run's seed (``seed_everything``) and the epoch: after a resume as without one."""
         super().on_train_epoch_start()  # type: ignore[misc]  # LightningModule's
-        reseed(self.model, torch.initial_seed() + self.current_epoch)  # type: ignore[attr-defined]
+        reseed(self.model, torch.initial_seed() * EPOCHS_APART + self.current_epoch)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Score a batch.

@@ -32,7 +32,8 @@ class PatchFile:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
+        # what could not be written is not tried again when the file is closed
+        self._file: Any = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by close()
         self.image_paths: list[str] = []
         self.shape: tuple[int, ...] = ()
 
@@ -53,13 +54,14 @@ class PatchFile:
         self.shape = shape
         self.image_paths += image_paths
         values = patches.permute(0, 2, 3, 1).half().cpu().contiguous().numpy()
+        rest = memoryview(values.data).cast("B")
         try:
-            self._file.write(values.data)
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             msg = (
-                f"No room for the patches of the training images in {tempfile.gettempdir()} ({error.strerror}): "
-                f"{values[0].nbytes:,} bytes an image. Set TMPDIR to a larger disk."
+                f"The patches of the training images cannot be written to {tempfile.gettempdir()} ({error.strerror}): "
+                f"{values[0].nbytes:,} bytes an image. TMPDIR names another place, such as a larger disk."
             )
             raise OSError(msg) from error
 

@@ -109,18 +109,19 @@ class ReadsFiles(PredictDataset):
         return _empty, (type(self).__bases__[1],), self.__dict__
 
 
-def read_by(dataset: Any, reader: Reader) -> None:
+def read_by(dataset: Any, reader: Reader, is_whole: bool = True) -> None:
     """Make a data set read its files by ``reader`` from now on, in place.
 
     Args:
         dataset: anomalib's data set of images, with labels or without. One of another kind, or that says itself how
             an item is read, stays as it is.
         reader: Whose white changes with it.
+        is_whole: Whether all of its items are read. If not, somebody counts on their places, hidden files included.
     """
     if not isinstance(dataset, ReadsSamples | ReadsFiles):
         if not _has_known_items(dataset):
             return
-        if isinstance(dataset, PredictDataset):
+        if is_whole and isinstance(dataset, PredictDataset):
             _leave_out_hidden(dataset)
         kind: Any = type(dataset)
         dataset.__class__ = _reading_class(kind)
@@ -168,14 +169,15 @@ class ReadAlike(Callback):
         A checkpoint is loaded after this, and tells the reader what was white.
         """
         model: Any = pl_module
-        datasets = [_beneath(dataset) for dataset in datasets_of(trainer, stage)]
+        given = datasets_of(trainer, stage)
+        datasets = [_beneath(dataset) for dataset in given]
         if stage == "fit":
             training = [
                 data for data in chain(*datasets[:1]) if isinstance(data, AnomalibDataset) and _has_known_items(data)
             ]
             model.reader.white = white_level([path for data in training for path in data.samples["image_path"]])
         for dataset in chain(*datasets):
-            read_by(dataset, model.reader)
+            read_by(dataset, model.reader, is_whole=any(dataset is each for each in given))
 
 
 def _union(masks: list[str], image_path: str, image: Tensor) -> Mask:

@@ -136,11 +136,12 @@ class UncroppedVisualizer(ImageVisualizer):
                 path = generate_output_filename(
                     item.image_path or "", self.output_dir, dataset_name=place["name"], category=place["category"]
                 )
-                picture.save(self._own_place(path, Path(item.image_path or "")))
+                picture.save(self._own_place(path, Path(item.image_path)) if item.image_path else path)
 
     def _own_place(self, path: Path, source: Path) -> Path:
         """Return where a picture goes: with as many of the image's folders as tell it from other images' pictures."""
         drawn: dict[Path, Path] = self.__dict__.setdefault("_drawn", {})
+        source = source.absolute()
         folders, name = [source.parent.name], path.name
         for folder in source.parent.parents:
             if drawn.setdefault(path, source) == source:
@@ -149,3 +150,7 @@ class UncroppedVisualizer(ImageVisualizer):
             path = Path(self.output_dir or "", *folders, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without what was drawn: an export holds no paths of images."""
+        return {name: value for name, value in self.__dict__.items() if name != "_drawn"}

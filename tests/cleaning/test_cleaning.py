@@ -3,6 +3,7 @@
 """``clean`` of a datamodule: what leaves the training set, what is written and kept, and what is refused."""
 
 import csv
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -92,8 +93,10 @@ def test_what_cleaning_and_an_exclude_list_leave_out_is_in_one_list(
     plain = make_data(clean=None)
     plain.setup()
     bad = sorted(names(plain))[:2]
-    (tmp_path / "review.csv").write_text("\n".join(["image_path", *bad]))
-    data = make_data({"share": 0.2}, exclude=tmp_path / "review.csv")
+    # as the page saves it; an image has been deleted since
+    said = dict.fromkeys([*bad, "bottle/train/good/gone.png"], "bad")
+    (tmp_path / "review.json").write_text(json.dumps({"images": said}))
+    data = make_data({"share": 0.2}, exclude=tmp_path / "review.json")
     folder = fit(data, tmp_path / "results")
     again = make_data(clean=None, exclude=folder / "cleaned.csv")
     again.setup()

@@ -210,6 +210,13 @@ def test_a_model_is_trained_on_what_a_report_leaves(data: MVTecNoisy, tmp_path: 
     rest = MVTecNoisy(**options, exclude=tmp_path / "left_out.csv")
     rest.setup()
     assert set(rest.train_data.samples["image_path"]) == set(samples["image_path"]) - worst
+    # what was left out before is in the list of what is left out now
+    second = cross_domain_scores(padim, rest, folder=tmp_path / "rest", trainer=TRAINER, progress=False)
+    write_exclude_list(second, rest, tmp_path / "more.csv", Cleaning(share=0.1))
+    final = MVTecNoisy(**options, exclude=tmp_path / "more.csv")
+    final.setup()
+    assert len(final.train_data) == len(rest.train_data) - 1
+    assert set(final.train_data.samples["image_path"]) < set(rest.train_data.samples["image_path"])
     # without a rule the default one, of deviations
     assert write_exclude_list(report, data, tmp_path / "left_out.csv").left_out.sum() < len(samples) / 2
 

@@ -290,6 +290,15 @@ def test_hidden_files_are_not_predicted(trained: Trained, tmp_path: Path, caplog
     assert len(trained.engine.predict(trained.model, data_path=folder / ".1.png")) == 1
 
 
+def test_a_part_of_the_files_stays_that_part_where_some_are_hidden(trained: Trained, tmp_path: Path) -> None:
+    for name in (".hidden.png", "a.png", "b.png", "c.png"):
+        Image.fromarray(np.asarray(photograph(ord(name[0]), 12))).save(tmp_path / name)
+    files = PredictDataset(tmp_path)
+    rows = [row for row, path in enumerate(files.image_filenames) if Path(path).name in {"b.png", "c.png"}]
+    loader = DataLoader(Subset(files, rows), collate_fn=files.collate_fn)
+    assert set(by_name(trained.engine.predict(trained.model, dataloaders=loader))) == {"b.png", "c.png"}
+
+
 def test_a_broken_image_to_predict_is_named(trained: Trained, tmp_path: Path) -> None:
     (write(tmp_path / "images") / "5.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read the image .*images/5\.png"):

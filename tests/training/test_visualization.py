@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps of cropped images are drawn where they belong."""
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +93,7 @@ def test_no_picture_takes_the_place_of_another_images(tmp_path: Path) -> None:
         visualizer.on_test_batch_end(SimpleNamespace(default_root_dir=tmp_path), model, batch, batch, 0)
         drawn = {path.relative_to(tmp_path / "out").as_posix(): path for path in (tmp_path / "out").rglob("*.png")}
         assert set(drawn) == {"good/1.png", "b/good/1.png", "good/2.png"}
+    assert b"good" not in pickle.dumps(visualizer)  # an export has no paths of images
     for name, red in (("good/1.png", 0), ("b/good/1.png", 80), ("good/2.png", 160)):
         with Image.open(drawn[name]) as picture:
             assert picture.convert("RGB").getpixel((16, 250))[0] == red
