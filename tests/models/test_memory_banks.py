@@ -351,6 +351,6 @@ def test_a_full_disk_is_named_with_what_an_image_needs(tmp_path: Path, monkeypat
     with Path("/dev/full").open("wb", buffering=0) as full:
         monkeypatch.setattr(file, "_file", full)
         with pytest.raises(
-            OSError, match=rf"in {tmp_path} \(No space left on device\): 80 bytes an image\. TMPDIR names"
+            OSError, match=rf"to {tmp_path} \(No space left on device\): 80 bytes an image\. TMPDIR names"
         ):
             file.add(torch.zeros(3, 4, 2, 5), ["a", "b", "c"])
