@@ -72,15 +72,9 @@ class Student(nn.Module):
 
     def reseed(self, seed: int) -> None:
         """Let what is random in it draw as it does after this seed, 0 or more, whatever was drawn before."""
-        reseed(self, seed)
-
-
-def reseed(network: nn.Module, seed: int) -> None:
-    """Let the dropouts within a network draw as they do after this seed, 0 or more, whatever was drawn before."""
-    for module in network.modules():
-        if isinstance(module, SeededDropout):
-            # neighbouring seeds are further apart than draws are many
-            module.seed, module.drawn = (seed << 32) % 2**63, 0
+        for module in self.modules():
+            if isinstance(module, SeededDropout):
+                module.reseed(seed)
 
 
 def fit_size(level: Tensor, size: torch.Size) -> Tensor:
@@ -211,6 +205,11 @@ class SeededDropout(nn.Module):
         super().__init__()
         self.share = share
         self.seed = self.drawn = 0
+
+    def reseed(self, seed: int) -> None:
+        """Draw as after this seed, 0 or more, whatever was drawn before."""
+        # neighbouring seeds are further apart than draws are many
+        self.seed, self.drawn = (seed << 32) % 2**63, 0
 
     def forward(self, values: Tensor) -> Tensor:
         """Drop values in training, and scale the others up to keep the mean."""

@@ -15,8 +15,6 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from anomalib_cdd.teachers.students import reseed
-
 from .checkpoints import readable_checkpoint
 from .finite import StopsWhenNotFinite, check_finite
 
@@ -63,7 +61,10 @@ class TrainsByEpochs:
     def on_train_epoch_start(self) -> None:
         """Let dropout draw by the run's seed (``seed_everything``) and the epoch: after a resume as without one."""
         super().on_train_epoch_start()  # type: ignore[misc]  # LightningModule's
-        reseed(self.model, torch.initial_seed() * EPOCHS_APART + self.current_epoch)  # type: ignore[attr-defined]
+        seed = torch.initial_seed() * EPOCHS_APART + self.current_epoch  # type: ignore[attr-defined]
+        for part in self.model.modules():
+            if hasattr(part, "reseed"):
+                part.reseed(seed)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Score a batch.
