@@ -118,15 +118,16 @@ def write_exclude_list(
         report: Of the datamodule's training images, such as :func:`cross_domain_scores` returns it.
         datamodule: One of this package's, set up.
         path: CSV file to write, whole or not at all.
-        rule: Whose ``share`` or ``deviations`` says how many; the others of its options have no say. The default rule
-            without.
+        rule: Whose ``share`` or ``deviations`` says how many, where copies of a file count as one image; the others of
+            its options have no say. The default rule without.
 
     Returns:
         What was left out, and how much noise that leaves where the truth is known.
     """
     samples = datamodule.train_data.samples.set_index("image_path").loc[report.image_paths]
     is_noise = samples["is_noise"].to_numpy(dtype=bool)
-    left_out = pick(report.scores, rule or Cleaning())
+    copies = first_of_copies([Path(image) for image in report.image_paths])
+    left_out = pick(report.scores, rule or Cleaning(), copies)
     cleaned = Cleaned(report.image_paths, report.scores, left_out, is_noise if is_noise.any() else None)
     cleaned.write(Path(path), datamodule.image_names, datamodule.excluded)
     return cleaned

@@ -18,6 +18,7 @@ from anomalib_cdd.cleaning import cross_domain_scores, write_exclude_list
 from anomalib_cdd.cleaning.cross_domain import deal, top_mean
 from anomalib_cdd.data import Cleaning
 from anomalib_cdd.training import source
+from anomalib_cdd.training.report import TrainingReport
 
 TRAINER = {"accelerator": "cpu", "max_epochs": 1}
 TINY = {"backbone": "resnet18", "pre_trained": False}
@@ -219,6 +220,22 @@ def test_a_model_is_trained_on_what_a_report_leaves(data: MVTecNoisy, tmp_path: 
     assert set(final.train_data.samples["image_path"]) < set(rest.train_data.samples["image_path"])
     # without a rule the default one, of deviations
     assert write_exclude_list(report, data, tmp_path / "left_out.csv").left_out.sum() < len(samples) / 2
+
+
+def test_copies_of_a_file_say_what_is_usual_only_once(tmp_path: Path) -> None:
+    root = tmp_path / "parts"
+    for number in range(10):
+        for copy in range(12 if number == 0 else 1):
+            save(make_sample(number).image, root / f"{number}_{copy}.png")
+    options = {"normal_dir": ".", "noise_ratio": 0, "test_split_mode": "none", "val_split_mode": "none"}
+    data = FolderNoisy(name="parts", root=root, num_workers=0, **options)
+    data.setup()
+    paths = [str(path) for path in data.train_data.samples["image_path"]]
+    numbers = [int(Path(path).name[0]) for path in paths]
+    # counted singly, the twelve zeros would be more than half of the scores and the MAD 0
+    scores = np.array([60 if number == 9 else number for number in numbers], dtype=np.float32)
+    cleaned = write_exclude_list(TrainingReport(paths, scores), data, tmp_path / "left_out.csv")
+    assert [number for number, gone in zip(numbers, cleaned.left_out, strict=True) if gone] == [9]
 
 
 @pytest.mark.parametrize(
