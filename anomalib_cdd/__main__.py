@@ -44,6 +44,7 @@ class CddCLI(SubcommandHooks, AnomalibCLI):
         for name, module in (("demo", demo), ("audit", audit), ("fuad", fuad)):
             self.subcommand_parsers[name] = module.get_parser()
             action.add_subcommand(name, self.subcommand_parsers[name], help=SUBCOMMANDS[name])
+            self.subcommand_parsers[name].prog = f"anomalib-cdd {name}"  # anomalib's own has no name
 
     def before_instantiate_classes(self) -> None:
         """Seed every random number before anything is made: anomalib takes ``--seed_everything`` and never reads it.

@@ -28,6 +28,7 @@ from anomalib_cdd.training.files import written_whole
 ROOT = Path(__file__).parents[1]
 RESULTS = "experiments/four_sets/results.csv"
 COURSES = ("experiments/bottle/curves.csv", "experiments/small_sets/curves.csv")
+SPEED_OF_EACH = "experiments/speed/milliseconds.csv"
 RATIO = 0.1
 X, Y = "noise_AP", "image_AUROC_overlap"
 SECONDS = "fit_seconds"
@@ -38,7 +39,8 @@ COLUMNS = {
     "AUPRO": "AUPRO",
     SECONDS: "fit, seconds",
 }
-AREA = 70  # of a marker, in square points
+AREA = 2.5  # of a marker, in square points for each millisecond
+SMALLEST = 25  # that a marker can be seen
 SPEED = "../experiments/speed/bench.md"
 
 
@@ -68,25 +70,32 @@ def read(path: Path) -> pd.DataFrame:
     return done[seeds == done["seed"].nunique()]
 
 
-def page(done: pd.DataFrame, results: str = RESULTS) -> str:
+def read_speed(path: Path) -> dict[str, float]:
+    """Read the milliseconds that an image takes, by the class of a model."""
+    rows = pd.read_csv(path)
+    return dict(zip(rows["class_path"], rows["milliseconds"], strict=True))
+
+
+def page(done: pd.DataFrame, speed: dict[str, float], results: str = RESULTS) -> str:
     """Return docs/results.md."""
-    return "\n\n".join(_paragraphs(done, results)) + "\n"
+    return "\n\n".join(_paragraphs(done, speed, results)) + "\n"
 
 
-def _paragraphs(done: pd.DataFrame, results: str) -> Iterator[str]:
+def _paragraphs(done: pd.DataFrame, speed: dict[str, float], results: str) -> Iterator[str]:
     shown = done[done["noise_ratio"] == RATIO]
     report = Path(results).with_name("report.md").as_posix()
     yield "# Results"
     yield _wrapped(
         f"`python -m benchmarks.results` makes this page of [{results}](../{results}); nothing on it is written by "
-        f"hand. **Version {_listed(done['anomalib_cdd'])} measured these rows, commit {_listed(done['commit'])}**: "
+        f"hand. **Version {_listed(done['anomalib_cdd'])} measured these rows, commit {_listed(done['commit'])}**, "
+        f"with anomalib {_listed(done['anomalib'])} and torch {_listed(done['torch'])}: "
         f"means ± standard deviations over {done['seed'].nunique()} seeds (what has fewer is in the file alone), last "
         "epoch; no label chose an epoch or a threshold. What the measures are: "
         f"[report.md](../{report}); what the models are and what figures are worth: "
         "[experiments](../experiments/README.md)."
     )
     yield "![Noise AP and image AUROC of each model, by data set](results.svg)"
-    yield _wrapped(caption(shown))
+    yield _wrapped(f"{caption(shown)} {_sizes(shown, speed)}")
     yield "## Which model for what"
     yield _wrapped(
         f"By these figures alone, at noise {RATIO:g} where nothing else is said. A model is *not told apart* from the "
@@ -145,6 +154,21 @@ def caption(shown: pd.DataFrame) -> str:
         else "All rankings are out of sample."
     )
     return f"Noise {RATIO:g}; bars are one standard deviation over the seeds. {hollow}"
+
+
+def _sizes(shown: pd.DataFrame, speed: dict[str, float]) -> str:
+    """Say what the sizes of the points are."""
+    unknown = sorted({str(row.model) for row in shown.itertuples() if _class(row.config) not in speed})
+    without = f" Not timed, and so smallest: {', '.join(unknown)}." if unknown else ""
+    return (
+        f"The larger a point, the more milliseconds an image takes: {SPEED_OF_EACH} has them for each class, all at "
+        "a batch of 16 images of 160 x 160 pixels, in fp32, on one thread of a machine that did nothing else."
+        f"{without}"
+    )
+
+
+def _class(config: str) -> str:
+    return str(json.loads(config)["model"]["class_path"])
 
 
 def advice(done: pd.DataFrame) -> Iterator[str]:
@@ -236,8 +260,13 @@ def _out_of_sample(cells: pd.DataFrame) -> pd.Series:
 # ------------------------------------------------------------------------------------------ the picture
 
 
-def picture(done: pd.DataFrame) -> Figure:
-    """Draw a panel for each data set: noise AP against image AUROC with overlap, a point for each model."""
+def picture(done: pd.DataFrame, speed: dict[str, float]) -> Figure:
+    """Draw a panel for each data set: noise AP against image AUROC with overlap, a point for each model.
+
+    Args:
+        done: What :func:`read` returns.
+        speed: Milliseconds an image by class, which the points' areas show.
+    """
     shown = done[done["noise_ratio"] == RATIO]
     names, look = shown["data"].unique().tolist(), styles(shown["model"].unique().tolist())
     n_columns = min(len(names), PANELS_A_ROW)
@@ -248,7 +277,7 @@ def picture(done: pd.DataFrame) -> Figure:
     panels: list[Axes] = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for name, panel in zip(names, panels, strict=False):
         for model, cells in shown[shown["data"] == name].groupby("model", sort=False):
-            _point(panel, cells, look[str(model)])
+            _point(panel, cells, look[str(model)], speed)
         panel.set_title(name.replace("_", " "), fontsize=11)
         panel.set_xlabel("noise AP", fontsize=9)
         panel.set_ylabel("image AUROC, overlap", fontsize=9)
@@ -261,30 +290,34 @@ def picture(done: pd.DataFrame) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(names) :]:
         panel.remove()
-    figure.legend(handles=_legend(figure, shown, look), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.legend(
+        handles=_legend(figure, shown, look, speed), loc="outside lower center", ncols=5, frameon=False, fontsize=9
+    )
     return figure
 
 
-def _point(panel: Axes, cells: pd.DataFrame, style: Style) -> None:
+def _point(panel: Axes, cells: pd.DataFrame, style: Style, speed: dict[str, float]) -> None:
     if cells[[X, Y]].isna().all().any():
         return  # a model that ranks no training images has no place on the axis
     x, y, x_bar, y_bar = cells[X].mean(), cells[Y].mean(), cells[X].std(), cells[Y].std()
     panel.errorbar(x, y, y_bar, x_bar, fmt="none", ecolor=style.colour, elinewidth=1.1, capsize=2.5, alpha=0.75)
-    panel.scatter(x, y, AREA, zorder=3, **_looks(cells, style))
+    panel.scatter(x, y, zorder=3, **_looks(cells, style, speed))
 
 
-def _legend(figure: Figure, shown: pd.DataFrame, look: dict[str, Style]) -> list[Any]:
+def _legend(figure: Figure, shown: pd.DataFrame, look: dict[str, Style], speed: dict[str, float]) -> list[Any]:
     handles = []
     for model, style in look.items():
         cells = shown[shown["model"] == model]
-        handle = figure.axes[0].scatter([], [], AREA, label=model, **_looks(cells, style))
-        handles.append(handle)
+        taken = speed.get(_class(cells["config"].iloc[0]))
+        label = model if taken is None else f"{model}, {taken:.0f} ms"
+        handles.append(figure.axes[0].scatter([], [], label=label, **_looks(cells, style, speed)))
     return handles
 
 
-def _looks(cells: pd.DataFrame, style: Style) -> dict[str, Any]:
+def _looks(cells: pd.DataFrame, style: Style, speed: dict[str, float]) -> dict[str, Any]:
     face = style.colour if _out_of_sample(cells).all() else "white"
-    return {"marker": style.marker, "facecolor": face, "edgecolor": style.colour, "linewidth": 1.6}
+    area = max(SMALLEST, AREA * speed.get(_class(cells["config"].iloc[0]), 0))
+    return {"s": area, "marker": style.marker, "facecolor": face, "edgecolor": style.colour, "linewidth": 1.6}
 
 
 def course(points: pd.DataFrame) -> dict[str, Figure]:
@@ -304,16 +337,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the page and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default=RESULTS, help="results.csv of a grid, relative to the repository")
+    parser.add_argument("--speed", default=SPEED_OF_EACH, help="what benchmarks.milliseconds wrote, likewise")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of results.md and the pictures")
     parser.add_argument("--courses", nargs="*", default=COURSES, help="curves.csv of grids, relative to the repository")
     options = parser.parse_args(arguments)
-    done = read(ROOT / options.results)
-    _save(picture(done), options.output / "results.svg", ROOT / options.results)
+    done, speed = read(ROOT / options.results), read_speed(ROOT / options.speed)
+    _save(picture(done, speed), options.output / "results.svg", ROOT / options.results)
     for path in options.courses:
         for data, figure in course(pd.read_csv(ROOT / path)).items():
             _save(figure, options.output / f"learning_{data}.svg", ROOT / path)
     with written_whole(options.output / "results.md") as draft:
-        draft.write_text(page(done, options.results), encoding="utf-8")
+        draft.write_text(page(done, speed, options.results), encoding="utf-8")
     print(f"{options.output / 'results.md'} and results.svg: {len(done)} cells")
     return 0
 

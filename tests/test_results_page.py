@@ -20,6 +20,11 @@ def done() -> pd.DataFrame:
     return results.read(ROOT / results.RESULTS)
 
 
+@pytest.fixture(scope="module")
+def speed() -> dict[str, float]:
+    return results.read_speed(ROOT / results.SPEED_OF_EACH)
+
+
 @pytest.fixture
 def plain(done: pd.DataFrame) -> pd.DataFrame:
     """Rows of two models as a version wrote them that had no ranking out of sample."""
@@ -35,21 +40,21 @@ def grown(done: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([both, both[both["data"] == "mono_cells"].assign(data="screws")])
 
 
-def test_the_page_is_of_todays_results(done: pd.DataFrame) -> None:
-    assert read("docs/results.md") == results.page(done), REMEDY
+def test_the_page_is_of_todays_results(done: pd.DataFrame, speed: dict[str, float]) -> None:
+    assert read("docs/results.md") == results.page(done, speed), REMEDY
 
 
 def test_the_picture_is_of_todays_results() -> None:
     assert results.fingerprint(ROOT / results.RESULTS) in read("docs/results.svg"), REMEDY
 
 
-def test_each_model_has_its_place_in_the_picture(done: pd.DataFrame) -> None:
+def test_each_model_has_its_place_in_the_picture(done: pd.DataFrame, speed: dict[str, float]) -> None:
     means = (
         done[done["noise_ratio"] == 0.1]
         .groupby(["data", "model"], sort=False)[["noise_AP", "image_AUROC_overlap"]]
         .mean()
     )
-    panels = results.picture(done).axes
+    panels = results.picture(done, speed).axes
     assert [panel.get_title() for panel in panels] == [name.replace("_", " ") for name in done["data"].unique()]
     for panel, (_, expected) in zip(panels, means.groupby("data", sort=False), strict=True):
         drawn = [tuple(points.get_offsets()[0]) for points in panel.collections if len(points.get_offsets())]
@@ -65,33 +70,42 @@ def test_it_says_what_was_not_measured(plain: pd.DataFrame) -> None:
     assert results.caption(grown(plain).query("model == 'new'")).endswith("All rankings are out of sample.")
 
 
-def test_new_rows_make_another_page(plain: pd.DataFrame) -> None:
-    page = results.page(grown(plain))
+def test_new_rows_make_another_page(plain: pd.DataFrame, speed: dict[str, float]) -> None:
+    page = results.page(grown(plain), speed)
     assert "**Version 0.1.0 and 0.9 measured these rows, commit abc and df9f04d**" in page.replace("\n", " ")
     assert page.count("| screws | new |") == page.count("| screws | rd |") == 2
     [advice] = [line for line in page.splitlines() if line.startswith("- **To tell defects")]
     assert "new (" in advice
-    legend = [text.get_text() for text in results.picture(grown(plain)).legends[0].get_texts()]
+    legend = [text.get_text() for text in results.picture(grown(plain), {}).legends[0].get_texts()]
     assert legend == ["cdd", "rd", "new"]
 
 
-def test_all_points_have_one_size_and_no_seconds_of_a_loaded_machine(done: pd.DataFrame) -> None:
-    figure = results.picture(done)
-    points = [each for panel in figure.axes for each in panel.collections if isinstance(each, PathCollection)]
-    assert len({size for each in points for size in each.get_sizes().tolist()}) == 1
-    assert "ms" not in " ".join(text.get_text() for text in figure.legends[0].get_texts())
+def test_a_point_is_as_large_as_inference_takes_long(done: pd.DataFrame, speed: dict[str, float]) -> None:
+    figure = results.picture(done, {"anomalib.models.Patchcore": 80.0, "anomalib_cdd.CrossPatch": 40.0})
+    legend = figure.legends[0]
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert {"patchcore, 80 ms", "crosspatch_2, 40 ms", "cdd"} <= set(texts)
+    areas = {text: float(handle.get_sizes()[0]) for text, handle in zip(texts, legend.legend_handles, strict=True)}
+    assert areas["patchcore, 80 ms"] == 2 * areas["crosspatch_2, 40 ms"] > areas["cdd"] > 0
+    for panel in figure.axes:
+        drawn = {float(each.get_sizes()[0]) for each in panel.collections if isinstance(each, PathCollection)}
+        assert drawn == set(areas.values())
+    said = results.page(done, {"anomalib_cdd.Cdd": 20.0, "anomalib.models.Patchcore": 80.0})
+    assert "Not timed, and so smallest: crosspatch_1, crosspatch_1_cleaned," in said.replace("\n", " ")
+    # every class of the grid is timed
+    assert "Not timed" not in results.page(done, speed)
 
 
-def test_a_cleaned_model_does_not_count_as_quick(done: pd.DataFrame) -> None:
+def test_a_cleaned_model_does_not_count_as_quick(done: pd.DataFrame, speed: dict[str, float]) -> None:
     [advice] = [line for line in results.advice(done) if line.startswith("- **To train in little time")]
     assert "_cleaned" not in advice
-    assert "may lack the 40 to 140 s" in results.page(done).replace("\n", " ")
+    assert "may lack the 40 to 140 s" in results.page(done, speed).replace("\n", " ")
 
 
-def test_more_noise_is_answered_by_those_that_met_it(plain: pd.DataFrame) -> None:
-    assert "over the noise" not in results.page(plain)
+def test_more_noise_is_answered_by_those_that_met_it(plain: pd.DataFrame, speed: dict[str, float]) -> None:
+    assert "over the noise" not in results.page(plain, speed)
     noisy = plain.assign(noise_ratio=0.2, image_AUROC_overlap=plain["image_AUROC_overlap"] / 2)
-    page = results.page(pd.concat([grown(plain), noisy]))
+    page = results.page(pd.concat([grown(plain), noisy]), speed)
     [advice] = [line for line in page.splitlines() if line.startswith("- **To do so where more")]
     assert " of cdd and rd (" in advice
     table = page.partition("over the noise")[2]
