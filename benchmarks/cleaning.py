@@ -93,7 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
         if (results[NAMES] == pd.Series(row)).all(axis=1).any():
             continue
         rows = measure(data[name], row)
-        print(pd.DataFrame(rows)[[*NAMES[:3], "noise_AP", "rule", "kept_normals", "noise_left"]], flush=True)
+        shown = [*NAMES[:3], "noise_AP", "rule", "kept_normals", "noise_left"]
+        print(pd.DataFrame(rows)[shown].to_string(index=False), flush=True)
         results = pd.concat([results, pd.DataFrame(rows)], ignore_index=True)
         write_text(path, results.to_csv(index=False))
     return 0
