@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
+from anomalib_cdd.data import Cleaning
 from benchmarks import __main__ as bench
-from benchmarks import synthesis
+from benchmarks import cleaning, milliseconds, synthesis
 from benchmarks.measuring import Comparison, alternate
 from benchmarks.report import to_markdown
 from benchmarks.rows import ROWS
@@ -57,6 +61,60 @@ def test_a_row_that_fails_is_told_and_the_others_are_kept(
     assert "| linear | a / b | 1 s | 2 s | 0.500 | 0.500 to 0.500 | <= 0.9 |" in table
     assert "failed: out of it" in table
     assert "failed: out of it" in capsys.readouterr().out
+
+
+@pytest.fixture
+def grid(mvtec_root: Path, tmp_path: Path) -> Path:
+    """A configuration of `fuad` with a data set and two models, one class twice."""
+    bank = {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": False}
+    padim = {"class_path": "anomalib.models.Padim", "init_args": bank | {"n_features": 4}}
+    crosspatch = {"class_path": "anomalib_cdd.CrossPatch", "init_args": bank}
+    content = {
+        "data_root": "nowhere",
+        "data": {
+            "parts": {
+                "class_path": "anomalib_cdd.data.MVTecNoisy",
+                "init_args": {"root": "${data_root}", "category": "bottle", "num_workers": 0, "eval_batch_size": 4},
+            }
+        },
+        "models": {"padim": padim, "again": padim, "crosspatch": crosspatch},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "grid.yaml"
+
+
+def test_what_a_rule_leaves_is_counted() -> None:
+    scores = np.array([1, 2, 3, 4, 9, 8], dtype=np.float32)
+    is_noise = np.array([False, False, False, True, True, False])
+    row = cleaning.outcome(scores, np.arange(6), is_noise, Cleaning(share=0.34))
+    assert row == {"rule": "share 0.34", "kept_normals": 0.75, "noise_left": 1}
+
+
+def test_rules_are_rows_and_none_is_measured_twice(
+    grid: Path, mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--config", str(grid), "--data_root", str(mvtec_root), "--output", str(tmp_path), "--image_size", "64"]
+    assert cleaning.main([*arguments, "--noise_ratios", "0.25", "--seeds", "0"]) == 0
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert rows["rule"].tolist() == [rule.rule for rule in cleaning.RULES]
+    assert set(rows["images"]) == {15}
+    assert set(rows["noise"]) == {3}
+    # a tenth of 15 images is one, a fifth three
+    by_rule = rows.set_index("rule")
+    gone = 3 - by_rule["noise_left"] + (12 * (1 - by_rule["kept_normals"])).round()
+    assert gone[["share 0.05", "share 0.1", "share 0.2"]].tolist() == [0, 1, 3]
+    monkeypatch.setattr(cleaning, "measure", lambda *_: pytest.fail("measured again"))
+    cleaning.main([*arguments, "--noise_ratios", "0.25", "--seeds", "0"])
+    assert len(pd.read_csv(tmp_path / "results.csv")) == len(rows)
+
+
+def test_each_class_of_a_grid_is_timed_once(grid: Path, mvtec_root: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(grid), "--data_root", str(mvtec_root), "--output", str(tmp_path / "ms.csv")]
+    assert milliseconds.main([*arguments, "--data", "parts", "--rounds", "1"]) == 0
+    rows = pd.read_csv(tmp_path / "ms.csv")
+    assert rows["class_path"].tolist() == ["anomalib.models.Padim", "anomalib_cdd.CrossPatch"]
+    assert rows["images"].tolist() == [4, 4]
+    assert (rows["milliseconds"] > 0).all()
 
 
 def test_anomalies_on_drawn_parts_keep_to_the_part(tmp_path: Path) -> None:
