@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from pages import ROOT, blocks, commands, read, run, type_in
+from pages import PAGES, ROOT, blocks, commands, read, run, type_in
 
 import anomalib_cdd
 
@@ -89,22 +89,25 @@ def test_a_threshold_for_another_model() -> None:
 
 
 ROWS = re.compile(r"<!-- rows of (\S+) where noise_ratio=(\S+): (.*) -->\n((?:\|.*\n)+)")
-PRINTED = ("README.md", "experiments/README.md", "docs/results.md", "docs/thresholds.md")
+PRINTED = [page for page in PAGES if ROWS.search(read(page))]
 
 
 @pytest.mark.parametrize("page", PRINTED)
 def test_every_table_is_what_its_results_say(page: str) -> None:
-    """Mean and standard deviation of each row, digit by digit."""
-    tables = ROWS.findall((ROOT / page).read_text(encoding="utf-8"))
-    assert tables
-    for path, ratio, measures, table in tables:
+    """Mean and standard deviation of each row, digit by digit; the first two columns name it."""
+    for path, ratio, measures, table in ROWS.findall(read(page)):
         results = pd.read_csv(ROOT / path).query("noise_ratio == @r", local_dict={"r": float(ratio)})
-        for line in table.splitlines()[2:]:
-            data, model, *printed = [cell.strip() for cell in line.strip("|").split("|")]
-            cells = results[(results["data"] == data) & (results["model"] == model)]
-            assert sorted(cells["seed"]) == [0, 1, 2], (path, data, model)
+        cells_of = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+        (first, second, *_), _, *rows = cells_of
+        for data, name, *printed in rows:
+            cells = results[(results[first] == data) & (results[second] == name)]
+            assert sorted(cells["seed"]) == [0, 1, 2], (path, data, name)
             for measure, text in zip(measures.split(), printed, strict=True):
-                assert text == as_printed(cells[measure]), (path, data, model, measure)
+                assert text == as_printed(cells[measure]), (path, data, name, measure)
+
+
+def test_every_page_that_says_so_has_its_tables_checked() -> None:
+    assert set(PRINTED) == {page for page in PAGES if re.search(r"<!-- rows of experiments/\w", read(page))}
 
 
 def as_printed(values: pd.Series) -> str:
