@@ -31,13 +31,11 @@ COURSES = ("experiments/bottle/curves.csv", "experiments/small_sets/curves.csv")
 SPEED_OF_EACH = "experiments/speed/milliseconds.csv"
 RATIO = 0.1
 X, Y = "noise_AP", "image_AUROC_overlap"
-SECONDS = "fit_seconds"
 COLUMNS = {
     "image_AUROC": "image AUROC, no overlap",
     "image_AUROC_overlap": "overlap",
     "injected_AUROC": "injected AUROC",
     "AUPRO": "AUPRO",
-    SECONDS: "fit, seconds",
 }
 AREA = 2.5  # of a marker, in square points for each millisecond
 SMALLEST = 25  # that a marker can be seen
@@ -50,16 +48,14 @@ class Question(NamedTuple):
     text: str
     meaning: str
     measure: str
-    is_better: int  # 1 where more is, -1 where less is
     at_most: bool = False  # at the most noise of the grid rather than at RATIO
 
 
 QUESTIONS = (
-    Question("To tell defects from good parts", "image AUROC with overlap", Y, 1),
-    Question("To do so where more of the training images are bad", "the same at noise {most:g}", Y, 1, at_most=True),
-    Question("To find the defects that the training set itself holds", "injected AUROC", "injected_AUROC", 1),
-    Question("To see where in the image a defect is", "AUPRO", "AUPRO", 1),
-    Question("To train in little time", "seconds of a fit; without models with `clean`", SECONDS, -1),
+    Question("To tell defects from good parts", "image AUROC with overlap", Y),
+    Question("To do so where more of the training images are bad", "the same at noise {most:g}", Y, at_most=True),
+    Question("To find the defects that the training set itself holds", "injected AUROC", "injected_AUROC"),
+    Question("To see where in the image a defect is", "AUPRO", "AUPRO"),
 )
 
 
@@ -114,23 +110,24 @@ def _paragraphs(done: pd.DataFrame, speed: dict[str, float], results: str) -> It
     yield f"<!-- rows of {results} where noise_ratio={RATIO:g}: {' '.join(measured)} -->\n" + _table(
         ["data", "model", *(COLUMNS[name] for name in measured)], rows
     )
-    if SECONDS in measured:
-        of_cleaned = (
-            " Those of models with `clean` may lack the 40 to 140 s of the cleaning itself, where its scores were kept "
-            "from an earlier fit."
-        )
-        yield _wrapped(
-            "Seconds are of cells that ran beside other work: they compare within a few tens of per cent."
-            f"{of_cleaned if _is_cleaned(shown).any() else ''} Speed, of inference too, is measured in "
-            f"[bench.md]({SPEED})."
-        )
+    yield _wrapped(
+        "Seconds of these fits are in the file and do not compare: the cells ran beside other work. Speed is measured "
+        f"in [bench.md]({SPEED})."
+    )
     yield _wrapped("Noise AP says how well a model's ranking of the training images finds the injected ones:")
     yield _table(["data", "model", "noise AP", "ranking"], _rankings(shown))
     ratios = sorted(done["noise_ratio"].unique())
     if len(ratios) == 1:
         return
+    columns = ["data", "model", *(f"{ratio:g}" for ratio in ratios)]
     yield "## Image AUROC with overlap, over the noise"
-    yield _table(["data", "model", *(f"{ratio:g}" for ratio in ratios)], _over_noise(done, ratios))
+    yield _table(columns, _over_noise(done, ratios, Y))
+    yield "## False alarms, over the noise"
+    yield _wrapped(
+        "Share of good test images above the threshold that a user without labels gets "
+        "([thresholds](thresholds.md#stated-and-true-rates)); .05 is stated."
+    )
+    yield _table(columns, _over_noise(done, ratios, "false_alarms"))
 
 
 def _wrapped(text: str, indent: str = "") -> str:
@@ -178,16 +175,14 @@ def advice(done: pd.DataFrame) -> Iterator[str]:
         if question.at_most and most == RATIO:
             continue
         shown = done[done["noise_ratio"] == (most if question.at_most else RATIO)]
-        if question.measure == SECONDS:
-            shown = shown[~_is_cleaned(shown)]
         answers = []
         for data, cells in shown.groupby("data", sort=False):
             by_seed = cells.pivot_table(index="seed", columns="model", values=question.measure, sort=False)
             if by_seed.empty:
                 continue
-            best = str((by_seed.mean() * question.is_better).idxmax())
+            best = str(by_seed.mean().idxmax())
             others = [model for model in by_seed if model != best]
-            near = [model for model in others if not _ahead(by_seed, best, model, question.is_better)]
+            near = [model for model in others if not _ahead(by_seed, best, model)]
             doubt = f"; not told apart: {', '.join(near)}" if near else ""
             # so much noise is seldom shown to every model
             among = f" of {_listed(by_seed.columns.to_series())}" if question.at_most else ""
@@ -201,8 +196,8 @@ def advice(done: pd.DataFrame) -> Iterator[str]:
             yield f"- **{question.text}** ({question.meaning.format(most=most)}): {'; '.join(answers)}."
 
 
-def _ahead(by_seed: pd.DataFrame, best: str, other: str, is_better: int) -> bool:
-    difference = (by_seed[best] - by_seed[other]).dropna() * is_better
+def _ahead(by_seed: pd.DataFrame, best: str, other: str) -> bool:
+    difference = (by_seed[best] - by_seed[other]).dropna()
     return bool(len(difference) and (difference > 0).all())
 
 
@@ -226,9 +221,9 @@ def _rankings(shown: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def _over_noise(done: pd.DataFrame, ratios: Sequence[float]) -> list[list[str]]:
+def _over_noise(done: pd.DataFrame, ratios: Sequence[float], measure: str) -> list[list[str]]:
     return [
-        [data, model, *(number(cells.loc[cells["noise_ratio"] == ratio, Y]) for ratio in ratios)]
+        [data, model, *(number(cells.loc[cells["noise_ratio"] == ratio, measure]) for ratio in ratios)]
         for (data, model), cells in done.groupby(["data", "model"], sort=False)
         if cells["noise_ratio"].nunique() > 1
     ]
@@ -247,10 +242,6 @@ def number(values: pd.Series) -> str:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" if line[0] != "---" else f"|{'|'.join(line)}|" for line in lines)
-
-
-def _is_cleaned(cells: pd.DataFrame) -> pd.Series:
-    return cells["config"].map(lambda config: json.loads(config)["data"]["init_args"].get("clean") is not None)
 
 
 def _out_of_sample(cells: pd.DataFrame) -> pd.Series:

@@ -192,7 +192,7 @@ def provide(judge: Judge) -> None:
 
 
 def clean_dataset(dataset: AnomalibDataset, cleaning: Cleaning, trainer: Trainer | None = None) -> Cleaned:
-    """Leave the most suspicious images out of a training set, in place.
+    """Leave the most suspicious images out of a training set, in place; its ``left_out`` are their samples.
 
     Args:
         dataset: The training set. Where it has a column ``is_noise`` that marks any image, the truth is known.
@@ -216,6 +216,7 @@ def clean_dataset(dataset: AnomalibDataset, cleaning: Cleaning, trainer: Trainer
     known = is_noise if is_noise.any() else None
     cleaned = Cleaned([str(path) for path in samples["image_path"]], scores, left_out, known, saved)
     dataset.samples = samples[~left_out]
+    dataset.left_out = samples[left_out]  # type: ignore[attr-defined]  # what thresholds ask, see training/images.py
     _log(cleaned, cleaning)
     return cleaned
 

@@ -99,6 +99,16 @@ class TrainingImages(NamedTuple):
             yield images if transform is None else transform(images)
 
 
+def left_out_of(dataset: AnomalibDataset) -> AnomalibDataset | None:
+    """Return the images that cleaning left out of a training set, read as those are; ``None`` where there are none."""
+    samples = getattr(dataset, "left_out", None)
+    if samples is None or samples.empty:
+        return None
+    others = copy.copy(dataset)
+    others.samples = samples.reset_index(drop=True)
+    return others
+
+
 def evaluation_loader(
     dataset: AnomalibDataset,
     augmentations: Transform | None,

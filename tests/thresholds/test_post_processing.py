@@ -139,6 +139,30 @@ def test_scores_of_the_training_report_come_first(make_engine: Engines, mvtec_ro
     assert model.post_processor.pixel_threshold.item() <= own.maps.max()
 
 
+@pytest.mark.parametrize("name", ["Cdd", "Patchcore", "Padim"])
+def test_what_cleaning_left_out_counts_for_thresholds(make_engine: Engines, mvtec_root: Path, name: str) -> None:
+    data = make_data(mvtec_root, clean={"share": 0.3, "image_size": (64, 64)})
+    model = make_model(name, LabelFreePostProcessor(false_alarm_rate=0.4, pixel_false_alarm_rate=0.3))
+    make_engine().fit(model, datamodule=data)
+    whole = make_data(mvtec_root)
+    whole.setup()
+    gone = [path for path, left_out in zip(data.cleaned.image_paths, data.cleaned.left_out, strict=True) if left_out]
+    assert len(gone) == 4
+    samples = whole.train_data.samples
+    whole.train_data.samples = samples[samples["image_path"].isin(gone)].reset_index(drop=True)
+    mirror = RandomHorizontalFlip(1) if name == "Patchcore" else None
+    kept = score_dataset(model, data.train_data, augmentations=mirror, keep_maps=True, progress=False)
+    # whoever has not learned from an image sees it as it is
+    others = score_dataset(model, whole.train_data, keep_maps=True, progress=False)
+    report = report_of(model, kept.image_paths)
+    scores = np.concatenate([kept.scores if report is None else report.scores, others.scores])
+    pixels = np.concatenate([sample_pixels(torch.from_numpy(each.maps)).numpy() for each in (kept, others)])
+    assert len(scores) == 15
+    assert model.post_processor.image_threshold.item() == pytest.approx(label_free_threshold(scores, 0.4), rel=1e-4)
+    cut = label_free_pixel_threshold(pixels, scores, 0.3)
+    assert model.post_processor.pixel_threshold.item() == pytest.approx(cut, rel=1e-4)
+
+
 def test_which_models_keep_patches_is_declared() -> None:
     assert keeps_patches(make_model("Patchcore", False))
     # a memory bank of statistics

@@ -38,7 +38,7 @@ WHO_TEACHES_WHAT = {
     "confident_patches": 0.0,
 }
 # 200 epochs of plain Reverse Distillation on the paper's 230 images a category, in batches of 16
-PAPER_STEPS = 2900
+PAPER_STEPS = 3000
 # rules of thumb, see docs/training.md
 FORKED_STEPS = 400
 PERSISTENT_STEPS = 48

@@ -56,7 +56,7 @@ class CddModel(nn.Module):
         Returns:
             ``anomaly_map``, shape ``(B, 1, H, W)``, and its maximum ``pred_score``, shape ``(B,)``; both in [0, 1].
         """
-        # the teacher in full precision, as in training: bf16 there costs up to .004 of AUROC, in the student nothing
+        # the teacher in full precision, as in training
         with full_precision(images.device.type):
             features = self.teacher_features(images)
         reconstructed = self.student(features)
