@@ -20,7 +20,7 @@ from anomalib_cdd.models.cdd.lightning_model import PAPER
 CONFIGS = Path(__file__).parents[2] / "configs"
 CELLS = {
     "fuad": 4 * 4 * 8 * 3,
-    "cleaning": 4 * 2 * 12 * 3,
+    "cleaning": 4 * 2 * 13 * 3,
     "rivals": 4 * 13 * 3,
     "bottle": (9 + 5) * 3,
     "few_images": 3 * 5 * 3,
