@@ -14,6 +14,8 @@ from anomalib.models import AnomalibModule
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
 
+from .parsers import kept_parsers
+
 Entry = dict[str, Any]
 
 # No label takes part in a training: there is no validation.
@@ -84,25 +86,27 @@ def resolve_model(name: str, entry: Entry) -> tuple[Entry, Entry]:
 def build(data: Entry, model: Entry, trainer: Entry) -> Components:
     """Instantiate a data set, a model and the trainer's arguments; see :func:`resolve_data`, :func:`resolve_model`."""
     parser = _parser("data", "model", "trainer")
-    config = parser.parse_object({"data": data, "model": model, "trainer": trainer})
-    built = parser.instantiate_classes(config)
+    with kept_parsers():
+        built = parser.instantiate_classes(parser.parse_object({"data": data, "model": model, "trainer": trainer}))
     return Components(built.data, built.model, TRAINER_DEFAULTS | {key: built.trainer[key] for key in trainer})
 
 
 def build_data(data: Entry) -> AnomalibDataModule:
     """Instantiate a data set alone; see :func:`resolve_data`."""
     parser = _parser("data")
-    return parser.instantiate_classes(parser.parse_object({"data": data})).data
+    with kept_parsers():
+        return parser.instantiate_classes(parser.parse_object({"data": data})).data
 
 
 def _resolve(name: str, entries: Entry) -> Entry:
     parser = _parser(*entries)
-    try:
-        parsed = parser.parse_object(entries)
-    except ArgumentError as error:
-        msg = f"{name}: {_reason(error)}"
-        raise ConfigError(msg) from error
-    return json.loads(parser.dump(parsed, format="json", skip_none=False, skip_validation=True))
+    with kept_parsers():
+        try:
+            parsed = parser.parse_object(entries)
+        except ArgumentError as error:
+            msg = f"{name}: {_reason(error)}"
+            raise ConfigError(msg) from error
+        return json.loads(parser.dump(parsed, format="json", skip_none=False, skip_validation=True))
 
 
 def _reason(error: ArgumentError) -> str:

@@ -11,9 +11,11 @@ import yaml
 from anomalib.data import get_datamodule
 from anomalib.pipelines.benchmark.job import BenchmarkJob
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
+from jsonargparse._typehints import ActionTypeHint
 
 from anomalib_cdd.__main__ import let_benchmark_rows_differ, main
-from anomalib_cdd.cli import fuad
+from anomalib_cdd.cli import fuad, parsers
+from anomalib_cdd.cli.entries import resolve_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -188,3 +190,17 @@ def test_a_seed_gives_the_same_model_twice(mvtec_root: Path, tmp_path: Path, mon
     one, two, other = ends
     assert [name for name, value in one.items() if not torch.equal(value, two[name])] == []
     assert not all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_the_parser_of_a_nested_class_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, made = ActionTypeHint.get_class_parser, []
+    monkeypatch.setattr(parsers, "_MADE", {})
+    monkeypatch.setattr(
+        ActionTypeHint, "get_class_parser", staticmethod(lambda *args: made.append(str(args)) or make(*args))
+    )
+    entry = yaml.safe_load((CONFIGS / "cleaning.yaml").read_text())["models"]["patchcore"]
+    first, second = (resolve_model("models.patchcore", entry) for _ in range(2))
+    assert first == second
+    assert len(made) == len(set(made)) < 20  # some hundred without
+    size = first[0]["init_args"]["pre_processor"]["init_args"]["transform"]["init_args"]["transforms"][0]["init_args"]
+    assert size["size"] == [184, 184]
