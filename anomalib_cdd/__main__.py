@@ -134,7 +134,7 @@ def _plain_refusals() -> Iterator[None]:
     """Show what this package refuses as one line; where it comes from is in the log, for who asks for DEBUG."""
     try:
         yield
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:
             frame = frame.tb_next

@@ -74,8 +74,8 @@ def run_cell(
         record["status"] = "done"
     except Exception as error:  # noqa: BLE001  # whatever a model raises, the grid goes on
         record["status"] = "failed"
-        record["error"] = f"{type(error).__name__}: {error}"
-        record["traceback"] = traceback.format_exc()
+        record["error"] = _in_utf8(f"{type(error).__name__}: {error}")
+        record["traceback"] = _in_utf8(traceback.format_exc())
     gc.collect()
     return record | {
         "measures": _without_nan(trained.measures) if trained else {},
@@ -93,8 +93,8 @@ def lost_record(cell: Cell, error: str, trace: str = "") -> Record:
     """Return the record of a cell of which nothing came back, as little as is known of where it ran."""
     return _names_of(cell) | {
         "status": "failed",
-        "error": error,
-        "traceback": trace,
+        "error": _in_utf8(error),
+        "traceback": _in_utf8(trace),
         "measures": {},
         "course": [],
         "fit_seconds": None,
@@ -104,6 +104,11 @@ def lost_record(cell: Cell, error: str, trace: str = "") -> Record:
         "key": cell.key,
         "config": cell.config,
     }
+
+
+def _in_utf8(text: str) -> str:
+    """Return text that can be written: it may name a file whose name is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _names_of(cell: Cell) -> Record:
@@ -138,14 +143,15 @@ def _train_and_measure(cell: Cell, build: Build, runs: Path | None, examples: bo
         fit_seconds = time.perf_counter() - start - (course.seconds if course else 0)
     # a fit that found the scores of an earlier one cost no less
     fit_seconds += getattr(getattr(datamodule, "cleaned", None), "seconds_saved", 0)
-    evaluation = evaluate(model, datamodule, progress=False, keep_maps=True)
+    device = _device(cell)
+    evaluation = evaluate(model, datamodule, device=device, progress=False, keep_maps=True)
     measures = evaluation.measures | {"steps": engine.trainer.global_step}
     points = [*course.points, course_point(engine.trainer.current_epoch, measures)] if course else []
     return Trained(
-        measures | scores.threshold_measures(evaluation, model, datamodule),
+        measures | scores.threshold_measures(evaluation, model, datamodule, device),
         points,
         fit_seconds,
-        inference_seconds(model, datamodule, _device(cell)),
+        inference_seconds(model, datamodule, device),
         engine.trainer.precision,
         scores.cell_scores(evaluation, model, datamodule, examples),
     )

@@ -43,7 +43,9 @@ class Course(Callback):
         start = time.perf_counter()
         modes = [(module, module.training) for module in pl_module.modules()]
         with isolate_rng():
-            parts = score_test_sets(pl_module, self.datamodule, device=pl_module.device, progress=False)
+            parts = score_test_sets(
+                pl_module, self.datamodule, device=pl_module.device, progress=False, keep_maps=False
+            )
         for module, training in modes:
             module.training = training
         self.points.append(course_point(epoch, setting_measures(*parts)))

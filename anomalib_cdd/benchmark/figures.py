@@ -20,7 +20,7 @@ from anomalib_cdd.training.files import written_whole
 
 from . import scores
 from .heat_maps import heat_maps
-from .plots import EPOCH_CURVES, curves, histograms, styles
+from .plots import EPOCH_CURVES, RATIO_CURVES, curves, histograms, styles
 from .tables import compared, finished
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "figures"
 HISTOGRAM_ARRAYS = {"train_suspicion", "train_out_of_sample", "train_is_noise"}
 HISTOGRAM_ARRAYS |= {"test_scores", "test_labels", "test_injected"}
-HEAT_MAP_ARRAYS = {"example_paths", "example_maps", "example_labels"}
+HEAT_MAP_ARRAYS = {"example_paths", "example_names", "example_maps", "example_labels"}
 HEAT_MAP_CAPTION = (
     "Test images that were not injected, taken at even steps of the test set. The outline is the true mask, where "
     "there is one. Each model has a colour scale of its own, from the median to the 99.9 % quantile of its maps shown: "
@@ -127,7 +127,8 @@ def _jobs(
     look: Mapping[str, Style],
 ) -> Iterator[Job]:
     """Yield the figures of one data set."""
-    if done["noise_ratio"].nunique() > 1:
+    is_measured = done[[name for name in RATIO_CURVES if name in done]].notna().any(axis=None)
+    if done["noise_ratio"].nunique() > 1 and is_measured:
         yield Job("curves", f"{curves_caption(done)} {WITHOUT_IN_SAMPLE}", partial(curves, compared(done), look))
     ratio = cells["noise_ratio"].iloc[0]
     if len(course):

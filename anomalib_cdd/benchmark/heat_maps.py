@@ -97,7 +97,7 @@ def heat_maps(arrays: Mapping[str, Arrays], configs: Mapping[str, dict], look: M
 
 def _shown(kept: Arrays) -> Shown:
     paths, maps = kept["example_paths"].tolist(), kept["example_maps"].astype(np.float32)
-    names = kept.get("example_names", kept["example_paths"]).tolist()
+    names = kept["example_names"].tolist()
     masks = dict(zip(names, kept["example_masks"], strict=True)) if "example_masks" in kept else {}
     low, high = np.quantile(maps[np.isfinite(maps)], COLOUR_QUANTILES)
     labels = dict(zip(names, kept["example_labels"].tolist(), strict=True))

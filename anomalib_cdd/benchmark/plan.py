@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from .revision import fingerprint
@@ -25,8 +26,8 @@ class Cell:
         model: Name of the model in the grid.
         seed: Seed of the injection and of the training.
         config: ``data``, ``model`` and ``trainer`` with every default; ``measure_every`` where the training is
-            measured in its course. ``${data_root}`` stays unresolved, so that a result does not depend on where the
-            images lie.
+            measured in its course, ``contents`` where arguments name files. ``${data_root}`` stays unresolved, so that a
+            result does not depend on where the images lie.
         code: Fingerprint of the code that the results come from.
     """
 
@@ -54,6 +55,7 @@ def plan(
     seeds: Sequence[int],
     measure_every: int | None = None,
     cleaning: Mapping[str, Entry] | None = None,
+    contents: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> list[Cell]:
     """Return the cells of a grid, seed by seed.
 
@@ -64,6 +66,7 @@ def plan(
         seeds: Of the injection and, where a model has a ``seed`` of its own, of the model.
         measure_every: Epochs between measures in the course of a training; ``None`` measures its end alone.
         cleaning: Before which models, by name, the training set is cleaned, and how: the data sets' ``clean``.
+        contents: Hashes of the files that arguments name, by argument, of ``data.<name>`` and ``models.<name>``.
     """
     codes = {name: fingerprint(model["class_path"]) for name, (model, _) in models.items()}
     cells = []
@@ -74,6 +77,8 @@ def plan(
             config["data"]["init_args"]["clean"] = cleaning[model]
         if "seed" in config["model"]["init_args"]:
             config["model"]["init_args"]["seed"] = seed
+        if files := {**contents.get(f"data.{name}", {}), **contents.get(f"models.{model}", {})}:
+            config["contents"] = files
         if measure_every:
             config["measure_every"] = measure_every
         cells.append(Cell(name, ratio, model, seed, config, codes[model]))

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 the anomalib-cdd authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a cell asks of a machine: the GPUs of its trainer, and the cores that its threads take.
+"""What a cell asks of a machine: a GPU, where its trainer takes one, and the cores that its threads take.
 
 As many threads as one process would have give the same bits as one process: ``OMP_NUM_THREADS`` says how many for both.
 """
@@ -8,7 +8,7 @@ As many threads as one process would have give the same bits as one process: ``O
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -56,22 +56,13 @@ def ask_of(cell: Cell, machines: Sequence[Machine], cores: int | None) -> Ask:
     accelerator, gpus = str(trainer.get("accelerator") or "auto"), 0
     has_gpus = any(machine.get("GPU", 0) for machine in machines)
     if accelerator in {"gpu", "cuda"} or (accelerator == "auto" and has_gpus):
-        gpus = _number(trainer.get("devices"))
+        gpus = 1
     shares = [
         machine["CPU"] * (gpus / machine["GPU"] if gpus else 1)
         for machine in machines
         if machine.get("CPU") and (not gpus or machine.get("GPU", 0) >= gpus)
     ]
     return Ask(cores or max(1, int(min(shares, default=1))), gpus)
-
-
-def _number(devices: Any) -> int:
-    """Return how many devices a trainer asks for: Ray shows a task no others, so all there are is one."""
-    if "," in str(devices):  # which ones, in the trainer's text
-        devices = [number for number in str(devices).strip("[]").split(",") if number.strip()]
-    if isinstance(devices, list):
-        return len(devices)
-    return max(1, int(devices)) if str(devices).isdigit() else 1
 
 
 def room(machines: Sequence[Machine], ask: Ask) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.models import AnomalibModule
 from numpy.typing import NDArray
@@ -73,16 +74,22 @@ def _examples(test: Predictions) -> Arrays:
     arrays: Arrays = {
         "example_paths": np.array([test.image_paths[i] for i in chosen]),
         "example_names": np.array([name_of[test.image_paths[i]] for i in chosen]),
-        "example_maps": test.maps[chosen].astype(np.float16),
+        "example_maps": test.maps[chosen].astype(np.float32),  # of some models fp16 would leave nothing
         "example_labels": test.labels[chosen],
     }
     return arrays if test.masks is None else arrays | {"example_masks": test.masks[chosen]}
 
 
 def threshold_measures(
-    evaluation: Evaluation, model: AnomalibModule, datamodule: AnomalibDataModule
+    evaluation: Evaluation, model: AnomalibModule, datamodule: AnomalibDataModule, device: torch.device
 ) -> dict[str, float]:
     """Measure what a user without labels gets: the default thresholds of :class:`LabelFreePostProcessor`.
+
+    Args:
+        evaluation: Of the trained model.
+        model: The model.
+        datamodule: What it was trained on.
+        device: Where to compute.
 
     Returns:
         On the test images without overlap: ``F1`` at the threshold, ``F1_best`` at the best threshold there is and
@@ -100,6 +107,7 @@ def threshold_measures(
         augmentations=datamodule.test_augmentations,
         batch_size=datamodule.eval_batch_size,
         progress=False,
+        device=device,
     )
     cut = float(post_processor.image_threshold)
     good, bad = test.scores[test.labels == 0], test.scores[test.labels == 1]

@@ -43,7 +43,7 @@ UNRANKED |= set(SETTINGS["Cost"])
 OF_RANKING = ("noise_AP", "noise_precision")
 OVERVIEW = ("image_AUROC", "image_AUROC_overlap", "noise_AP")
 DECIMALS = 3
-WHOLE = {"steps", "fit_seconds"}
+DECIMALS_OF = {"steps": 0, "fit_seconds": 0, "inference_seconds": 5}
 IN_SAMPLE = "(in-sample)"
 MISSING = "-"
 
@@ -161,7 +161,7 @@ def _marks(group: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, int
 def _value(
     mean: float, name: str, model: str, marks: Mapping[str, Mapping[str, int]], deviation: float = np.nan
 ) -> Value:
-    text = mean_text(mean, deviation, 0 if name in WHOLE else DECIMALS)
+    text = mean_text(mean, deviation, DECIMALS_OF.get(name, DECIMALS))
     of = marks.get(name, {})
     if name in OF_RANKING and text != MISSING and model not in of:
         text = f"{text} {IN_SAMPLE}"

@@ -16,6 +16,7 @@ from typing import Any
 from anomalib.data import AnomalibDataModule
 from anomalib.models import AnomalibModule, list_models
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from anomalib_cdd.audit.callback import FOLDER
 from anomalib_cdd.audit.duplicates import find_duplicates
@@ -27,7 +28,7 @@ from anomalib_cdd.audit.scores import (
     score_by_model,
     score_by_recurrence,
 )
-from anomalib_cdd.cli.entries import ConfigError
+from anomalib_cdd.cli.entries import OF_A_MODEL, ConfigError
 from anomalib_cdd.data import FolderNoisy
 from anomalib_cdd.data.manifest import read_review
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER, check_backbone
@@ -125,11 +126,6 @@ def _check(config: Namespace) -> None:
     if config.batch_size < 1:
         msg = f"--batch_size {config.batch_size}: give a number of images, at least 1."
         raise ConfigError(msg)
-    if isinstance(config.model, dict) and (
-        "class_path" not in config.model or set(config.model) - {"class_path", "init_args", "trainer"}
-    ):
-        msg = f"--model {config.model}: it takes class_path, init_args and trainer."
-        raise ConfigError(msg)
     if config.model is None and config.ckpt_path is None:
         try:
             check_backbone(config.backbone)
@@ -140,7 +136,7 @@ def _check(config: Namespace) -> None:
         msg = f"--backbone {config.backbone} is for an audit without --model and --ckpt_path: a model has its own."
         raise ConfigError(msg)
     if config.model is not None:
-        model_class(config.model["class_path"] if isinstance(config.model, dict) else config.model)
+        _check_model(config.model)
     if config.domains is not None and (config.ckpt_path is not None or config.model is None):
         msg = f"--domains {config.domains} is for a --model that is trained here, without --ckpt_path."
         raise ConfigError(msg)
@@ -152,6 +148,21 @@ def _check(config: Namespace) -> None:
             read_review(config.output / REVIEW)
         except ValueError as error:
             raise ConfigError(_one_line(error)) from error
+
+
+def _check_model(model: str | dict[str, Any]) -> None:
+    if isinstance(model, str):
+        model_class(model)
+        return
+    if "class_path" not in model or set(model) - set(OF_A_MODEL):
+        msg = f"--model {model}: it takes class_path, init_args and trainer."
+        raise ConfigError(msg)
+    for key, value in model.items():
+        kind, what = (str, "the name of a class") if key == "class_path" else (dict | None, "names and values")
+        if not isinstance(value, kind):
+            msg = f"--model: {key} has to be {what}, found {value!r}."
+            raise ConfigError(msg)
+    model_class(model["class_path"])
 
 
 def _check_other(config: Namespace, is_named: bool) -> None:
@@ -185,7 +196,7 @@ def _score(config: Namespace, shown: Shown, datamodule: AnomalibDataModule) -> S
         folder, trainer = config.output / PARTS, entry.get("trainer") or {}
         try:
             scored = score_by_cross_domain_training(make_model, datamodule, config.domains or DOMAINS, folder, trainer)
-        except TypeError as error:  # an argument that the trainer does not have
+        except (TypeError, MisconfigurationException) as error:  # an argument that the trainer does not have or take
             msg = f"--model {entry['class_path']}: {_one_line(error)}"
             raise ConfigError(msg) from error
     return replace(scored, duplicates=find_duplicates(shown.images.dataset, config.batch_size))
@@ -214,11 +225,14 @@ def model_class(name: str) -> type[AnomalibModule]:
     Raises:
         ConfigError: If there is no such model.
     """
+    if name.endswith(".ckpt"):
+        msg = f"--model {name}: this is a checkpoint: give it as --ckpt_path, and --model names its class."
+        raise ConfigError(msg)
     if "." in name:
         module, _, wanted = name.rpartition(".")
         try:
             found = getattr(import_module(module), wanted)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:  # the latter two of dots alone
             msg = f"--model {name}: {_one_line(error)}"
             raise ConfigError(msg) from error
         if isinstance(found, type) and issubclass(found, AnomalibModule):

@@ -152,7 +152,9 @@ def _run_model(
 ) -> Outcome:
     seed_everything(config.seed, workers=True, verbose=False)
     # the audit goes where the demo says, and not into the depths of anomalib's results
-    init_args = {key: False if key == "audit" else value for key, value in model["init_args"].items()}
+    init_args = model["init_args"] | {
+        key: value for key, value in (("audit", False), ("seed", config.seed)) if key in model["init_args"]
+    }
     components = build(data, model | {"init_args": init_args}, trainer)
     folder = (config.output / name).resolve()
     heat_maps = folder / "heat_maps"

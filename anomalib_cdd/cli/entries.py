@@ -7,6 +7,7 @@ can be written there, nested classes and short names included.
 """
 
 import json
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from anomalib.data import AnomalibDataModule
@@ -17,9 +18,10 @@ from lightning.pytorch import Trainer
 from .parsers import kept_parsers
 
 Entry = dict[str, Any]
+OF_A_MODEL = ("class_path", "init_args", "trainer")
 
-# No label takes part in a training: there is no validation.
-TRAINER_DEFAULTS: Entry = {"logger": False, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+# No label takes part in a training: there is no validation. One device: for more, Lightning starts the command again.
+TRAINER_DEFAULTS: Entry = {"logger": False, "devices": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
 
 
 class ConfigError(ValueError):
@@ -59,23 +61,27 @@ def resolve_data(name: str, entry: Entry) -> Entry:
     return resolved
 
 
-def resolve_model(name: str, entry: Entry) -> tuple[Entry, Entry]:
+def resolve_model(name: str, entry: Entry, known: Collection[str] = OF_A_MODEL) -> tuple[Entry, Entry]:
     """Check a model's entry and fill in every default of the model.
 
     Args:
         name: What error messages call the entry, such as ``models.rd``.
-        entry: ``class_path``, ``init_args`` and ``trainer``; ``clean`` is the grid's.
+        entry: ``class_path``, ``init_args`` and ``trainer``; ``clean``, where it is known.
+        known: Keys that the entry may have.
 
     Returns:
         The model in plain data that JSON can hold, and the trainer's arguments as far as they are written.
 
     Raises:
-        ConfigError: If the class does not exist or takes no such argument.
+        ConfigError: If the class does not exist or takes no such argument, or if it asks for several devices.
     """
-    _check_keys(name, entry, {"class_path", "init_args", "trainer", "clean"})
+    _check_keys(name, entry, known)
     trainer = entry.get("trainer") or {}
     if not isinstance(trainer, dict):
         msg = f"{name}.trainer: {trainer!r} is no mapping. Give arguments of Lightning's Trainer by name, or nothing."
+        raise ConfigError(msg)
+    if str(trainer.get("devices", 1)) != "1":
+        msg = f"{name}.trainer.devices is {trainer['devices']!r}: a model trains on one device here. Leave it out."
         raise ConfigError(msg)
     model = {key: value for key, value in entry.items() if key not in {"trainer", "clean"}}
     resolved = _resolve(name, {"model": model, "trainer": trainer})
@@ -116,8 +122,8 @@ def _reason(error: ArgumentError) -> str:
     return " ".join(line for line in lines if not line.startswith(repeated))
 
 
-def _check_keys(name: str, entry: Entry, known: set[str]) -> None:
-    unknown = sorted(set(entry) - known)
+def _check_keys(name: str, entry: Entry, known: Collection[str]) -> None:
+    unknown = sorted(set(entry) - set(known))
     if unknown or "class_path" not in entry:
         fault = f"unknown key {unknown[0]!r}" if unknown else "no class_path"
         msg = f"{name}: {fault}. Known: {sorted(known)}; on the command line an entry is given whole, as JSON."

@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import asdict
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from anomalib_cdd.benchmark import run as grid
 from anomalib_cdd.benchmark.driver import GridError
 from anomalib_cdd.benchmark.plan import Cell, plan
 from anomalib_cdd.benchmark.records import CELLS, is_done, read_record
-from anomalib_cdd.cli.entries import Components, ConfigError, Entry, build, resolve_data, resolve_model
+from anomalib_cdd.cli.entries import OF_A_MODEL, Components, ConfigError, Entry, build, resolve_data, resolve_model
 from anomalib_cdd.data.clean import Cleaning
 
 # What the grid itself sets, and from which of its keys.
@@ -122,17 +123,27 @@ def cells_of(config: Namespace) -> list[Cell]:
     if config.workers is not None and config.ray_address is not None:
         msg = "workers are of this machine; a cluster at ray_address runs as many cells as it has room for. Give one."
         raise ConfigError(msg)
-    data, models, cleaning = {}, {}, {}
+    data, models, cleaning, contents = {}, {}, {}, {}
     for name, entry in config.data.items():
         _refuse_set_by_grid("data", name, entry)
         data[name] = resolve_data(f"data.{name}", entry)
-        fill_data_root(data[name], config.data_root, f"data.{name}")
+        filled = fill_data_root(data[name], config.data_root, f"data.{name}")
+        contents[f"data.{name}"] = _contents(filled, "exclude")
     for name, entry in config.models.items():
         _refuse_set_by_grid("models", name, entry)
         if entry.get("clean") is not None:
             cleaning[name] = _resolve_cleaning(f"models.{name}", entry["clean"])
-        models[name] = resolve_model(f"models.{name}", entry)
-    return plan(data, models, config.noise_ratios, config.seeds, config.measure_every, cleaning)
+        models[name] = resolve_model(f"models.{name}", entry, {*OF_A_MODEL, "clean"})
+        contents[f"models.{name}"] = _contents(models[name][0], "weights")
+    return plan(data, models, config.noise_ratios, config.seeds, config.measure_every, cleaning, contents)
+
+
+def _contents(entry: Entry, argument: str) -> dict[str, str]:
+    """Return a hash of the file that an argument names: what is in it may change, and its name stay."""
+    value = entry["init_args"].get(argument)
+    if value is None or not Path(value).is_file():  # who reads it says what is wrong
+        return {}
+    return {argument: sha256(Path(value).read_bytes()).hexdigest()[:16]}
 
 
 def _resolve_cleaning(name: str, clean: Any) -> Entry:

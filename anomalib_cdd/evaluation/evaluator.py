@@ -23,6 +23,7 @@ from anomalib_cdd.training.scoring import raw_scores_and_maps
 
 # as anomalib's metrics are called
 NAMES = {"AUPRO": "pixel_AUPRO", "PRO": "pixel_PRO"}
+LOGGED = ("image_AUROC", "pixel_AUROC", *NAMES.values(), "injected_AUROC")
 
 
 class FuadEvaluator(Evaluator):
@@ -38,6 +39,9 @@ class FuadEvaluator(Evaluator):
         test_metrics: anomalib metrics to log as well, on what the post-processor made of the predictions.
         val_metrics: anomalib metrics for validation.
 
+    Raises:
+        ValueError: If a metric for the test is called as a measure of this class.
+
     Example:
         >>> from anomalib.models import Patchcore
         >>> from anomalib_cdd import FuadEvaluator
@@ -50,6 +54,11 @@ class FuadEvaluator(Evaluator):
         val_metrics: AnomalibMetric | Sequence[AnomalibMetric] | None = None,
     ) -> None:
         super().__init__(val_metrics=val_metrics, test_metrics=test_metrics)
+        names = [str(metric.name) for metric in self.test_metrics]
+        taken = [name for name in names if name.removesuffix("_overlap") in LOGGED]
+        if taken:
+            msg = f"test_metrics has {taken[0]}, which this evaluator logs itself. Leave it out, or give it a prefix."
+            raise ValueError(msg)
         self._parts: list[Predictions] = []
         self._output: InferenceBatch | None = None
         self._hook: Any = None

@@ -114,10 +114,13 @@ def _noise_found(scores: NDArray[np.floating], is_noise: ArrayLike | None) -> di
     noise = np.zeros(len(scores), dtype=bool) if is_noise is None else np.asarray(is_noise, dtype=bool)
     if not noise.any():
         return {"noise_AP": NAN, "noise_precision": NAN}
-    first = np.argsort(-scores, kind="stable")[: noise.sum()]
+    # of images with the score at the cut, as many as there is room for, of both kinds by their share
+    cut = np.sort(scores)[-noise.sum()]
+    above, at = scores > cut, scores == cut
+    found = noise[above].sum() + noise[at].mean() * (noise.sum() - above.sum())
     return {
         "noise_AP": float(average_precision_score(noise, scores)),
-        "noise_precision": float(noise[first].mean()),
+        "noise_precision": float(found / noise.sum()),
     }
 
 

@@ -314,6 +314,48 @@ def test_cells_of_images_elsewhere_are_said_to_be(
     assert len(trained) == 2
 
 
+def test_what_is_in_a_file_is_part_of_a_cell(make: Make, tmp_path: Path) -> None:
+    exclude, weights = tmp_path / "review.csv", tmp_path / "teacher.pth"
+    cdd = {"class_path": "anomalib_cdd.Cdd", "init_args": {"backbone": "resnet18", "weights": str(weights)}}
+    asked = make(data={"tiles": with_args(TILES, exclude=str(exclude))}, models={"padim": PADIM, "cdd": cdd})
+    keys = []
+    for names, state in (("a\n", "1"), ("a\nb\n", "1"), ("a\nb\n", "2"), ("a\n", "1")):
+        exclude.write_text(f"image_path\n{names}")
+        weights.write_text(state)
+        keys.append({cell.model: cell.key for cell in fuad.cells_of(asked) if cell.seed == 0})
+    assert keys[0] == keys[3]
+    assert keys[0]["padim"] != keys[1]["padim"] == keys[2]["padim"]
+    assert len({each["cdd"] for each in keys}) == 3
+
+
+def test_a_name_that_is_not_utf8_costs_its_cell_and_not_the_grid(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*args: Any) -> Any:
+        msg = "cannot read Pr\udcfcf.png"
+        raise ValueError(msg)
+
+    monkeypatch.setattr(one_cell, "_train_and_measure", cannot)
+    assert fuad.run(make()) == 2
+    assert pd.read_csv(tmp_path / "out" / "results.csv")["error"].tolist() == [r"ValueError: cannot read Pr\udcfcf.png"] * 2
+
+
+def test_a_cell_is_measured_where_it_was_trained(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # nothing can be computed there
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=True: torch.device("meta"))
+    padim = with_args(PADIM, pre_processor=SMALL) | {"trainer": {"accelerator": "cpu"}}
+    assert fuad.run(make(seeds=[0], models={"padim": padim})) == 0
+    assert pd.read_csv(tmp_path / "out" / "results.csv")["false_alarms"].notna().all()
+
+
+def test_a_cell_trains_on_one_device_whatever_there_is(make: Make) -> None:
+    asked = make(seeds=[0])
+    built = fuad.build_cell(fuad.cells_of(asked)[0].config, data_root=asked.data_root)
+    assert built.trainer["devices"] == 1
+
+
 def test_the_seed_reaches_injection_and_model(make: Make) -> None:
     cells = fuad.cells_of(make(models={"cdd": {"class_path": "anomalib_cdd.Cdd"}}, seeds=[7]))
     assert cells[0].config["data"]["init_args"]["noise_seed"] == 7
@@ -326,6 +368,7 @@ def test_the_seed_reaches_injection_and_model(make: Make) -> None:
         ({"models": {"padim": with_args(PADIM, n_featurez=5)}}, "models.padim.*n_featurez"),
         ({"models": {"padim": {**PADIM, "trainer": {"max_epoch": 1}}}}, "models.padim.*max_epoch"),
         ({"models": {"padim": {**PADIM, "trainr": {}}}}, "models.padim: unknown key 'trainr'.*'clean'.*as JSON"),
+        ({"models": {"padim": {**PADIM, "trainer": {"devices": 2}}}}, "models.padim.trainer.devices is 2: .*one device"),
         ({"seeds": [0, 1, 0]}, "seeds has 0 more than once"),
         ({"noise_ratios": [0.1, 0.5, 0.10]}, "noise_ratios has 0.1 more than once"),
         ({"seeds": [0, -1]}, "seeds has -1; give numbers from 0"),

@@ -15,7 +15,7 @@ import yaml
 from sklearn.metrics import average_precision_score
 
 from anomalib_cdd.cli import demo
-from anomalib_cdd.cli.entries import resolve_data, resolve_model
+from anomalib_cdd.cli.entries import ConfigError, resolve_data, resolve_model
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 PADIM = {
@@ -104,6 +104,28 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None if "elpv" in name else importlib.util.find_spec(name))
     with pytest.raises(ModuleNotFoundError, match=r"pip install elpv[-_]dataset"):
         demo.run(config)
+
+
+def test_the_seed_is_that_of_a_model_that_has_one(
+    outcomes: dict[str, Any], mvtec_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def stop(data: dict, model: dict, trainer: dict) -> None:
+        seeds.append(model["init_args"]["seed"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "build", stop)
+    monkeypatch.setattr(demo, "_show_folder", lambda *_: None)
+    data = {"class_path": "anomalib_cdd.data.MVTecNoisy", "init_args": {"root": str(mvtec_root)}}
+    entry = {"class_path": "anomalib_cdd.Cdd", "init_args": {"backbone": "resnet18", "pre_trained": False}}
+    options = ["--data", json.dumps(data), "--models", json.dumps({"cdd": entry}), "--seed", "7"]
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(demo.get_parser().parse_args(options))
+    assert seeds == [7]
+    clean = {"cdd": entry | {"clean": {"share": 0.1}}}
+    with pytest.raises(ConfigError, match="models.cdd: unknown key 'clean'"):
+        demo.run(demo.get_parser().parse_args([*options, "--models", json.dumps(clean)]))
 
 
 def test_the_demo_that_ships_parses() -> None:

@@ -80,6 +80,11 @@ def test_one_pass_gives_the_measures_of_both_settings(
     assert again == pytest.approx(logged)
 
 
+def test_a_metric_that_it_logs_itself_is_refused() -> None:
+    with pytest.raises(ValueError, match="test_metrics has image_AUROC, which this evaluator logs itself"):
+        FuadEvaluator(test_metrics=[AUROC(fields=["pred_score", "gt_label"], prefix="image_")])
+
+
 def test_without_injected_images_there_is_one_setting(mvtec_root: Path, tmp_path: Path) -> None:
     data, model = make_data(mvtec_root, noise_ratio=0.0), make_model("Padim", FuadEvaluator())
     engine = make_engine(tmp_path)

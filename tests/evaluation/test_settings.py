@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 from anomalib_cdd.data import FolderNoisy, MVTecNoisy
 from anomalib_cdd.evaluation.measures import aupro, auroc, pro_per_image
 from anomalib_cdd.evaluation.predictions import score_dataset
-from anomalib_cdd.evaluation.settings import fuad_measures, training_ranking
+from anomalib_cdd.evaluation.settings import _noise_found, fuad_measures, training_ranking
 from anomalib_cdd.training.report import TrainingReport
 
 SIZE = 32
@@ -164,6 +164,14 @@ def test_one_model_answers_both_settings(mvtec_root: Path) -> None:
     )
     assert measures["AUPRO"] != measures["AUPRO_overlap"]
     assert measures["PRO_overlap"] == pytest.approx(np.mean(pro_per_image(everything.maps, everything.masks)))
+
+
+def test_precision_counts_ties_by_their_share() -> None:
+    scores = np.array([3.0, 1, 1, 1, 1, 0])
+    for noise in ([1, 1, 0, 0, 1, 0], [1, 0, 0, 1, 1, 0]):
+        # of three the first is sure, and the other two are any of four of which two are noise
+        assert _noise_found(scores, noise)["noise_precision"] == pytest.approx((1 + 2 * 0.5) / 3)
+    assert _noise_found(np.arange(6.0), [0, 0, 0, 1, 0, 1])["noise_precision"] == 0.5
 
 
 def test_training_ranking_knows_its_noise(mvtec_root: Path) -> None:
