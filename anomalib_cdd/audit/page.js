@@ -390,7 +390,8 @@ let draftTimer = 0;
 /* what was saved here, and is not in a file of later, was taken back elsewhere */
 const takenBack = (when) => when <= savedAt && savedAt < writtenAt;
 const holds = ([name, [, when]]) => when > writtenAt || (!written.has(name) && !takenBack(when));
-const now = () => Math.max(Date.now(), writtenAt + 1); // the clock of who wrote the page may be ahead
+let last = 0; // the clock of who wrote the page, or of an earlier draft, may be ahead: each word is later than the last
+const now = () => (last = Math.max(Date.now(), writtenAt + 1, savedAt + 1, last + 1));
 
 /* Verdicts by name, also of images that are not on this page: they are saved with the others. */
 function reviewed() {
@@ -415,7 +416,9 @@ function takeDraft(text) {
   try {
     const draft = JSON.parse(text);
     for (const [name, statement] of Object.entries(draft.images)) {
-      if (isSaid(statement) && !(said.get(name)?.[1] >= statement[1])) said.set(name, statement);
+      if (!isSaid(statement)) continue;
+      last = Math.max(last, statement[1]);
+      if (!(said.get(name)?.[1] >= statement[1])) said.set(name, statement);
     }
     savedAt = Math.max(savedAt, Number(draft.savedAt) || 0);
   } catch { /* there is none */ }

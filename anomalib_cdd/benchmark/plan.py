@@ -26,8 +26,8 @@ class Cell:
         model: Name of the model in the grid.
         seed: Seed of the injection and of the training.
         config: ``data``, ``model`` and ``trainer`` with every default; ``measure_every`` where the training is
-            measured in its course, ``contents`` where arguments name files. ``${data_root}`` stays unresolved, so that a
-            result does not depend on where the images lie.
+            measured in its course, ``contents`` where arguments name files. ``${data_root}`` stays unresolved: a result
+            does not depend on where the images lie.
         code: Fingerprint of the code that the results come from.
     """
 

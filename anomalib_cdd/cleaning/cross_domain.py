@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from anomalib_cdd.data.clean import Cleaned, Cleaning
 from anomalib_cdd.data.noise import NoiseInjection
 from anomalib_cdd.training.compat import plain_interrupts
 from anomalib_cdd.training.files import DAMAGED, written_whole
+from anomalib_cdd.training.image_files import contents_of, first_of_each
 from anomalib_cdd.training.report import TrainingReport
 from anomalib_cdd.training.scoring import iterate_predictions
 from anomalib_cdd.training.source import code_hash, home_of
@@ -81,7 +82,8 @@ def cross_domain_scores(
     if not hasattr(datamodule, "train_data"):
         datamodule.setup()
     dataset, folder = datamodule.train_data, Path(folder)
-    first = first_of_copies([Path(path) for path in dataset.samples["image_path"]])
+    # a model that has learned from one copy of a file is none that has not learned from the other
+    first = np.array(first_of_each(contents_of(dataset.samples["image_path"])))
     files = np.unique(first)
     parts = [np.flatnonzero(np.isin(first, files[part])) for part in deal(len(files), domains, seed)]
     key = _fingerprint(model_factory(), datamodule, domains, seed, trainer or {})
@@ -126,7 +128,7 @@ def write_exclude_list(
     """
     samples = datamodule.train_data.samples.set_index("image_path").loc[report.image_paths]
     is_noise = samples["is_noise"].to_numpy(dtype=bool)
-    copies = first_of_copies([Path(image) for image in report.image_paths])
+    copies = np.array(first_of_each(contents_of(report.image_paths)))
     left_out = pick(report.scores, rule or Cleaning(), copies)
     cleaned = Cleaned(report.image_paths, report.scores, left_out, is_noise if is_noise.any() else None)
     cleaned.write(Path(path), datamodule.image_names, datamodule.excluded)
@@ -155,22 +157,6 @@ def deal(count: int, domains: int, seed: int) -> list[NDArray[np.int64]]:
         raise ValueError(msg)
     order = np.random.default_rng(seed).permutation(count)
     return [np.sort(part) for part in np.array_split(order, domains)]
-
-
-def first_of_copies(paths: Sequence[Path]) -> NDArray[np.int64]:
-    """Return the row of the first file with the same content as each of N files, shape ``(N,)``.
-
-    A model that has learned from one copy is none that has not learned from the other.
-    """
-    sizes: dict[int, list[int]] = {}
-    for row, path in enumerate(paths):
-        sizes.setdefault(path.stat().st_size, []).append(row)
-    first = np.arange(len(paths))
-    for rows in sizes.values():
-        known: dict[bytes, int] = {}
-        for row in rows if len(rows) > 1 else ():
-            first[row] = known.setdefault(hashlib.sha256(paths[row].read_bytes()).digest(), row)
-    return first
 
 
 def top_mean(maps: Tensor) -> Tensor:
@@ -241,6 +227,8 @@ def _fingerprint(model: AnomalibModule, data: AnomalibDataModule, *settings: Any
     """Name what the scores depend on: code, model, images, how they are read, and settings."""
     code = code_hash([*ROOMS, *home_of(type(model))], DEPENDENCIES)
     files = [Path(path) for path in data.train_data.samples["image_path"]]
+    if (weights := model.hparams.get("weights")) and Path(weights).is_file():
+        files.append(Path(weights))
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     made_of = [type(model).__qualname__, {name: str(value) for name, value in model.hparams.items()}]
     # hparams leave the pre-processor out

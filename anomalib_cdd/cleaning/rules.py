@@ -11,26 +11,29 @@ from anomalib_cdd.data.clean import DEFAULT_DEVIATIONS, Cleaning
 MAD_SCALE = 1.4826
 
 
-def share(scores: NDArray[np.float32], part: float) -> NDArray[np.bool_]:
+def share(scores: NDArray[np.float32], number: float, part: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
     """Pick the top share.
 
     Args:
         scores: Shape ``(N,)``, higher is more suspicious.
-        part: Which share, in [0, 1); rounded down to whole images. Of equal scores the first are picked.
+        number: Which share, in [0, 1); rounded down to whole images. Of equal scores the first are picked.
+        part: What each image shows, as of :func:`deviations`: near-duplicates count as one image, with their highest
+            score, and are picked together, as one that stays would show the model what the others did.
 
     Returns:
         Shape ``(N,)``.
 
     Raises:
-        ValueError: If ``part`` is out of range.
+        ValueError: If ``number`` is out of range.
     """
-    if not 0 <= part < 1:
-        msg = f"share has to be at least 0 and below 1, found {part}"
+    if not 0 <= number < 1:
+        msg = f"share has to be at least 0 and below 1, found {number}"
         raise ValueError(msg)
-    picked = np.zeros(len(scores), dtype=bool)
+    shown, part_of = np.unique(np.arange(len(scores)) if part is None else part, return_inverse=True)
+    highest = np.full(len(shown), -np.inf, dtype=scores.dtype)
+    np.maximum.at(highest, part_of, scores)
     # 0.3 * 10 is 3 also where it is 2.9999999999999996
-    picked[np.argsort(-scores, kind="stable")[: int(part * len(scores) + 1e-9)]] = True
-    return picked
+    return np.isin(part_of, np.argsort(-highest, kind="stable")[: int(number * len(shown) + 1e-9)])
 
 
 def deviations(
@@ -62,5 +65,5 @@ def deviations(
 def pick(scores: NDArray[np.float32], cleaning: Cleaning, part: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
     """Pick by the rule of ``cleaning``, shape ``(N,)``; arguments as of :func:`deviations`."""
     if cleaning.share is not None:
-        return share(scores, cleaning.share)
+        return share(scores, cleaning.share, part)
     return deviations(scores, cleaning.deviations or DEFAULT_DEVIATIONS, part)

@@ -7,6 +7,7 @@ transform here. A graph takes the same resize as two matrix products: runtimes d
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,33 @@ class FaithfulExports:
             batch = graph_transform(transform)(batch) if is_traced() else transform(batch)
         prediction = self.model(batch)
         return self.post_processor(prediction) if self.post_processor else prediction
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
+        """Export to ONNX, as anomalib does; an OpenVINO export is made of that.
+
+        Raises:
+            ValueError: If the pre-processor has a step whose result depends on the size of the image.
+        """
+        check_graph(getattr(self.pre_processor, "transform", None))
+        return super().to_onnx(*args, **kwargs)  # type: ignore[misc]  # AnomalibModule's
+
+
+def check_graph(transform: Transform | None) -> None:
+    """Refuse a transform that no graph of any image size can have: tracing would keep one image's sizes for all.
+
+    Raises:
+        ValueError: If it resizes to no height and width, or crops what it has not resized so.
+    """
+    steps = transform.transforms if isinstance(transform, Compose) else [transform]
+    is_known = False
+    for step in steps:
+        is_known |= isinstance(step, Resize) and step.size is not None and len(step.size) == 2
+        if isinstance(step, Resize | CenterCrop) and not is_known:
+            msg = (
+                f"{type(step).__name__}(size={step.size}) depends on the size of the image, which an exported graph "
+                "does not know: let the pre-processor begin with Resize((HEIGHT, WIDTH))."
+            )
+            raise ValueError(msg)
 
 
 def graph_transform(transform: Transform) -> Transform | nn.Module:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .epochs import TrainsByEpochs
-from .image_files import contents_of
+from .image_files import contents_of, first_of_each
 from .report import TrainingReport
 from .scoring import sample_pixels
 
@@ -170,12 +170,14 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         order = sorted(range(len(paths)), key=paths.__getitem__)
         mapped = self._patch_file.images()
         images = [mapped[place] for place in order]
+        paths = [paths[place] for place in order]
+        self._contents = contents_of(paths)
         maps = self.judge(images, self.fill(images, grid).to(self.device), grid)
-        self._report = None if maps is None else _report([paths[place] for place in order], maps)
+        self._report = None if maps is None else _report(paths, self._contents, maps)
         self._forget_patches()
 
     def judge(self, images: list[Tensor], known: Tensor, grid: tuple[int, int]) -> Iterable[Tensor] | None:
-        """Set the bank's scale, and ask it about each image without the image's own patches.
+        """Set the bank's scale, and ask it about each image without the patches of the image and of its copies.
 
         Args:
             images: As in :meth:`fill`.
@@ -186,8 +188,13 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
             The map ``(1, 1, H, W)`` of each image, one at a time, or ``None`` where there is nobody to judge one.
         """
         bank = self.model.bank
-        bar = tqdm(images, desc="training images without their own patches", leave=False)
-        found = [bank.distances(self.vectors(image, grid), known != number) for number, image in enumerate(bar)]
+        first = torch.tensor(first_of_each(self._contents), device=known.device)
+        if (first == 0).all():  # copies of one image have nobody else to ask
+            first = torch.arange(len(images), device=known.device)
+        bar = tqdm(
+            zip(images, first, strict=True), "training images without their own patches", len(images), leave=False
+        )
+        found = [bank.distances(self.vectors(image, grid), first[known] != own) for image, own in bar]
         distances = torch.stack(found)
         finite = distances[distances.isfinite()]
         mean = finite.mean() if len(finite) else finite.new_zeros(())
@@ -248,8 +255,8 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
 
 
-def _report(image_paths: list[str], maps: Iterable[Tensor]) -> TrainingReport:
+def _report(image_paths: list[str], contents: list[str], maps: Iterable[Tensor]) -> TrainingReport:
     """Keep of each map ``(1, 1, H, W)`` its maximum and a sample of its pixels."""
     found = [(each.max(), sample_pixels(each[0])[0]) for each in maps]
     scores, pixels = (torch.stack(part).float().cpu().numpy() for part in zip(*found, strict=True))
-    return TrainingReport(image_paths, scores, pixels=pixels, contents=contents_of(image_paths))
+    return TrainingReport(image_paths, scores, pixels=pixels, contents=contents)

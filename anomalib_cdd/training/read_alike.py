@@ -175,7 +175,11 @@ class ReadAlike(Callback):
             training = [
                 data for data in chain(*datasets[:1]) if isinstance(data, AnomalibDataset) and _has_known_items(data)
             ]
-            model.reader.white = white_level([path for data in training for path in data.samples["image_path"]])
+            # a part of a training set has the white of the whole, which a model of another part has too
+            readers = [data.reader for data in training if isinstance(data, ReadsSamples)]
+            whites = [reader.white for reader in readers if reader is not model.reader and reader.white is not None]
+            paths = [path for data in training for path in data.samples["image_path"]]
+            model.reader.white = max(whites) if whites else white_level(paths)
         for dataset in chain(*datasets):
             read_by(dataset, model.reader, is_whole=any(dataset is each for each in given))
 

@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,9 @@ def _open(path: str | Path) -> Image.Image:
     try:
         with _without_pillows_limit():
             image = Image.open(path)
+            if image.format == "TIFF":  # of a file by its name Pillow maps raw pixels, with the sides of an upright one
+                image.close()
+                image = Image.open(BytesIO(Path(path).read_bytes()))
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # a kind that Pillow does not know, too
         raise _unreadable(path, error) from error
     width, height = image.size
@@ -204,7 +208,8 @@ def _deep_grey(path: str | Path, image: Image.Image) -> NDArray[Any]:
 
 
 def _deep_colour(path: str | Path, image: Image.Image) -> NDArray[Any]:
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # OpenCV turns a TIFF by itself
+    orientation = 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
     # not by its path: OpenCV opens none outside ASCII on Windows
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:

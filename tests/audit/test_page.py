@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 import shutil
@@ -572,6 +573,13 @@ def test_a_draft_and_a_review_are_joined_and_the_newer_word_holds(open_page: Ope
     assert saved(page, tmp_path / "review.json") == {
         order[0]: "bad", order[1]: "bad", order[2]: "good", order[3]: "bad"
     }  # fmt: skip
+    # what is said after a save is later than the save, also by such a clock
+    mark(page, "Good", order[0])
+    page.wait_for_timeout(400)
+    written = json.loads((tmp_path / "review.json").read_text())
+    write_page(tmp_path / "index.html", images, title="Tiles", review=written["images"], reviewed_at=written["saved"])
+    page.reload()
+    assert counts(page).startswith("2 bad, 2 good")
 
 
 def test_a_draft_is_of_a_folder_whatever_images_come_and_go(open_page: OpenPage, tmp_path: Path) -> None:

@@ -337,12 +337,13 @@ def test_a_name_that_is_not_utf8_costs_its_cell_and_not_the_grid(
 
     monkeypatch.setattr(one_cell, "_train_and_measure", cannot)
     assert fuad.run(make()) == 2
-    assert pd.read_csv(tmp_path / "out" / "results.csv")["error"].tolist() == [r"ValueError: cannot read Pr\udcfcf.png"] * 2
+    assert (
+        pd.read_csv(tmp_path / "out" / "results.csv")["error"].tolist()
+        == [r"ValueError: cannot read Pr\udcfcf.png"] * 2
+    )
 
 
-def test_a_cell_is_measured_where_it_was_trained(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_is_measured_where_it_was_trained(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # nothing can be computed there
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=True: torch.device("meta"))
     padim = with_args(PADIM, pre_processor=SMALL) | {"trainer": {"accelerator": "cpu"}}
@@ -368,7 +369,10 @@ def test_the_seed_reaches_injection_and_model(make: Make) -> None:
         ({"models": {"padim": with_args(PADIM, n_featurez=5)}}, "models.padim.*n_featurez"),
         ({"models": {"padim": {**PADIM, "trainer": {"max_epoch": 1}}}}, "models.padim.*max_epoch"),
         ({"models": {"padim": {**PADIM, "trainr": {}}}}, "models.padim: unknown key 'trainr'.*'clean'.*as JSON"),
-        ({"models": {"padim": {**PADIM, "trainer": {"devices": 2}}}}, "models.padim.trainer.devices is 2: .*one device"),
+        (
+            {"models": {"padim": {**PADIM, "trainer": {"devices": 2}}}},
+            "models.padim.trainer.devices is 2: .*one device",
+        ),
         ({"seeds": [0, 1, 0]}, "seeds has 0 more than once"),
         ({"noise_ratios": [0.1, 0.5, 0.10]}, "noise_ratios has 0.1 more than once"),
         ({"seeds": [0, -1]}, "seeds has -1; give numbers from 0"),

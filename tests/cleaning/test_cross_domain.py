@@ -5,17 +5,20 @@
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from anomalib.models import AnomalibModule, Padim, Patchcore
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 from samples import make_sample, save
 
 from anomalib_cdd import Cdd, FolderNoisy, MVTecNoisy
 from anomalib_cdd.cleaning import cross_domain_scores, write_exclude_list
-from anomalib_cdd.cleaning.cross_domain import deal, top_mean
+from anomalib_cdd.cleaning.cross_domain import _fingerprint, deal, top_mean
 from anomalib_cdd.data import Cleaning
 from anomalib_cdd.training import source
 from anomalib_cdd.training.report import TrainingReport
@@ -220,6 +223,37 @@ def test_a_model_is_trained_on_what_a_report_leaves(data: MVTecNoisy, tmp_path: 
     assert set(final.train_data.samples["image_path"]) < set(rest.train_data.samples["image_path"])
     # without a rule the default one, of deviations
     assert write_exclude_list(report, data, tmp_path / "left_out.csv").left_out.sum() < len(samples) / 2
+
+
+def test_every_part_has_the_white_of_the_whole(tmp_path: Path) -> None:
+    root = tmp_path / "parts"
+    root.mkdir()
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 1020, (64, 64)).astype(np.uint16)
+        if number == 3:
+            pixels[20:40, 20:40] = 3000
+        Image.fromarray(pixels).save(root / f"{number}.png")
+    options = {"normal_dir": ".", "noise_ratio": 0, "test_split_mode": "none", "val_split_mode": "none"}
+    data = FolderNoisy(name="parts", root=root, num_workers=0, train_batch_size=4, **options)
+    whites = []
+
+    class White(Callback):
+        def on_train_start(self, trainer: object, pl_module: Any) -> None:
+            whites.append(pl_module.reader.white)
+
+    cross_domain_scores(cdd, data, 2, folder=tmp_path, trainer=TRAINER | {"callbacks": [White()]}, progress=False)
+    assert whites == [4095, 4095]
+
+
+def test_another_teacher_of_the_same_name_scores_anew(data: MVTecNoisy, tmp_path: Path) -> None:
+    data.setup()
+    weights, keys = tmp_path / "teacher.pth", []
+    for size in (1, 1, 2):
+        if not keys or size == 2:
+            weights.write_bytes(b"0" * size)
+        model = SimpleNamespace(hparams={"weights": str(weights)}, pre_processor=None)
+        keys.append(_fingerprint(model, data, 3))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_copies_of_a_file_say_what_is_usual_only_once(tmp_path: Path) -> None:

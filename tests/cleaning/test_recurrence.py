@@ -42,6 +42,11 @@ def test_share_picks_the_top_rounded_down() -> None:
     assert share(scores, 0.25).nonzero()[0].tolist() == [1, 3]
     assert share(scores, 0.3).sum() == 3
     assert share(scores, 0.0).sum() == 0
+    # near-duplicates count as one, with the highest score, and go together
+    part = np.arange(len(scores))
+    part[3] = part[0] = 0
+    together = share(scores, 0.3, part)
+    assert together.nonzero()[0].tolist() == [0, 1, 3]  # .3 of the nine that are left, rounded down: two
     with pytest.raises(ValueError, match=r"share has to be at least 0 and below 1, found 1\.5"):
         share(scores, 1.5)
 

@@ -124,7 +124,7 @@ def test_the_seed_is_that_of_a_model_that_has_one(
         demo.run(demo.get_parser().parse_args(options))
     assert seeds == [7]
     clean = {"cdd": entry | {"clean": {"share": 0.1}}}
-    with pytest.raises(ConfigError, match="models.cdd: unknown key 'clean'"):
+    with pytest.raises(ConfigError, match=r"models\.cdd: unknown key 'clean'"):
         demo.run(demo.get_parser().parse_args([*options, "--models", json.dumps(clean)]))
 
 

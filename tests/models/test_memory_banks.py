@@ -18,10 +18,11 @@ from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, get_model, list_models
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
+from samples import make_sample, save
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_cdd import CrossPatch, InReach, MVTecNoisy, SoftPatch
+from anomalib_cdd import CrossPatch, FolderNoisy, InReach, MVTecNoisy, SoftPatch
 from anomalib_cdd.thresholds import label_free_pixel_threshold
 from anomalib_cdd.training.image_files import contents_of
 from anomalib_cdd.training.memory_bank import PatchFile
@@ -218,6 +219,26 @@ def test_the_report_asks_the_other_images_alone(kind: type[AnomalibModule], mvte
     more = np.array([reported[path] for path in paths]) - own
     assert more.min() > -1e-4
     assert more.mean() > 0.005
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_copies_of_a_file_do_not_vouch_for_each_other(kind: type[AnomalibModule], tmp_path: Path) -> None:
+    root = tmp_path / "parts"
+    for number in range(12):
+        save(make_sample(number).image, root / f"{number:02}.png")
+    scores = []
+    for copies in (1, 4):
+        for copy in range(copies):
+            save(make_sample(50, "spot").image, root / f"bad_{copy}.png")
+        options = {"normal_dir": ".", "noise_ratio": 0, "test_split_mode": "none", "val_split_mode": "none"}
+        data = FolderNoisy(name="parts", root=root, num_workers=0, **options)
+        model = make_model(kind, **PYPI)
+        make_engine(tmp_path).fit(model, datamodule=data)
+        report = model.training_report()
+        is_bad = np.array(["bad" in path for path in report.image_paths])
+        assert report.scores[is_bad].min() > report.scores[~is_bad].max()
+        scores.append(report.scores[is_bad].min())
+    assert scores[1] > 0.7 * scores[0]
 
 
 def test_softpatch_sees_a_defect_in_its_training_set_where_a_plain_bank_does_not(

@@ -49,6 +49,20 @@ class EdgeFinder(LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as
     learning_type = property(lambda _: LearningType.ONE_CLASS)
 
 
+def test_a_resize_whose_result_depends_on_the_image_is_refused(tmp_path: Path) -> None:
+    model = EdgeFinder(Compose([Resize(32, antialias=True), CenterCrop(32)]))
+    for size in ((40, 64), (64, 40)):  # which is no matter where there is no graph
+        assert graph_transform(model.pre_processor.transform)(torch.rand(1, 3, *size)).shape == (1, 3, 32, 32)
+    for steps, named in (([Resize(32, antialias=True)], r"Resize\(size=\[32\]\)"), ([CenterCrop(32)], r"CenterCrop\(")):
+        model = EdgeFinder(Compose(steps))
+        with pytest.raises(
+            ValueError, match=named + r".* depends on the size of the image.*Resize\(\(HEIGHT, WIDTH\)\)"
+        ):
+            Engine(accelerator="cpu", logger=False, default_root_dir=tmp_path).export(
+                model, "onnx", export_root=tmp_path
+            )
+
+
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """Smooth images with noise of every strength and a thin line, in three sizes."""

@@ -92,6 +92,52 @@ def test_deep_colour_stands_upright(tmp_path: Path) -> None:
 # --- white
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["L", "RGBA", "I;16", "RGB;16"])
+def test_a_tiff_stands_upright(tmp_path: Path, orientation: int, kind: str) -> None:
+    depth = 65535 if "16" in kind else 255
+    channels = {"L": 1, "RGBA": 4, "I;16": 1, "RGB;16": 3}[kind]
+    pixels = (
+        np.random.default_rng(0).integers(0, depth, (6, 8, channels)).astype(np.uint16 if "16" in kind else np.uint8)
+    )
+    path = tmp_path / "a.tiff"
+    if kind == "RGB;16":  # which Pillow does not write
+        path.write_bytes(deep_tiff(pixels, orientation))
+    else:
+        Image.fromarray(pixels.squeeze()).save(path, tiffinfo={0x0112: orientation})
+    image, turned = pixels, pixels.transpose(1, 0, 2)
+    upright = [
+        image, image[:, ::-1], image[::-1, ::-1], image[::-1], turned, turned[:, ::-1], turned[::-1, ::-1], turned[::-1]
+    ][orientation - 1]  # fmt: skip
+    expected = np.broadcast_to(upright[..., : 3 if channels > 1 else 1].transpose(2, 0, 1), (3, *upright.shape[:2]))
+    np.testing.assert_allclose(values(path), expected / depth, atol=1e-6)
+
+
+def deep_tiff(pixels: np.ndarray, orientation: int) -> bytes:
+    """An uncompressed TIFF of 16 bits a channel: its header, its one directory, its pixels."""
+    height, width, channels = pixels.shape
+    names = (
+        (256, width),
+        (257, height),
+        (258, 0),
+        (259, 1),
+        (262, 2),
+        (273, 0),
+        (274, orientation),
+        (277, channels),
+        (278, height),
+    )
+    end = 8 + 2 + 12 * len(names) + 4
+    places = {258: end, 273: end + 2 * channels}
+    directory = b"".join(
+        struct.pack("<HHI", name, 4 if name == 273 else 3, channels if name == 258 else 1)
+        + struct.pack("<I", places.get(name, value))
+        for name, value in names
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(names)) + directory + struct.pack("<I", 0)
+    return head + struct.pack(f"<{channels}H", *[16] * channels) + pixels.astype("<u2").tobytes()
+
+
 @pytest.mark.parametrize(
     ("highest", "white"),
     [(200, 255), (255, 255), (256, 1023), (1024, 4095), (3480, 4095), (4096, 16383), (16384, 65535), (65535, 65535)],

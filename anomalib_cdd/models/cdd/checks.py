@@ -31,6 +31,7 @@ OF_DOMAIN_STUDENTS = (
 OF_CONFIDENT_IMAGES = ("confidence_guidance", "confident_distillation", "confident_once")
 # in which a training does not change when it goes on from a checkpoint; what it was where a checkpoint does not say
 WHO_TEACHES_WHAT = {
+    "seed": 0,
     "domains": (2, 3, 3, 2),
     "domain_students": "forked",
     "domain_interval": 1,

@@ -165,25 +165,38 @@ def plan_epoch(epoch: int, epochs: int, images: int, options: Any) -> Plan:
     )
 
 
-def deal(images: Tensor, count: int, generator: Generator) -> tuple[Tensor, ...]:
-    """Permute images and deal them into parts whose sizes differ by at most one."""
-    dealt = images[torch.randperm(len(images), generator=generator)]
-    return tuple(dealt[k::count] for k in range(count))
+def deal(samples: Tensor, count: int, generator: Generator, shows: Tensor) -> tuple[Tensor, ...]:
+    """Permute samples and deal them into parts whose sizes differ by at most one.
+
+    Args:
+        samples: Which of the training set.
+        count: Number of parts.
+        generator: Source of the permutation.
+        shows: What each sample of the training set shows, shape ``(N,)``: tiles of one image and copies of one file
+            are dealt together, as who has learned from one of them has seen the others. The parts are of so many
+            things then. Fewer things than parts cannot be kept together.
+    """
+    things, thing_of = torch.unique(shows[samples], return_inverse=True)
+    if not count <= len(things) < len(samples):
+        dealt = samples[torch.randperm(len(samples), generator=generator)]
+        return tuple(dealt[k::count] for k in range(count))
+    dealt = torch.randperm(len(things), generator=generator)
+    return tuple(samples[torch.isin(thing_of, dealt[k::count])] for k in range(count))
 
 
-def draw_folds(images: int, plan: Plan, seed: int) -> tuple[Tensor, ...]:
+def draw_folds(shows: Tensor, plan: Plan, seed: int) -> tuple[Tensor, ...]:
     """Return the folds of persistent domain students: the same in every epoch until K changes.
 
     Args:
-        images: Number of training images N.
+        shows: As of :func:`deal`.
         plan: Of the epoch.
         seed: The model's.
 
     Returns:
-        K disjoint parts of all images, whose sizes differ by at most one.
+        K disjoint parts of all samples.
     """
     generator = epoch_generator(seed, FOLDS_APART + plan.first)
-    return deal(torch.arange(images), plan.domains, generator)
+    return deal(torch.arange(len(shows)), plan.domains, generator, shows)
 
 
 def partition(
@@ -193,6 +206,7 @@ def partition(
     generator: Generator,
     shared: bool = True,
     folds: Sequence[Tensor] = (),
+    shows: Tensor | None = None,
 ) -> Domains:
     """Split the training set into domains (Eq. 14; Algorithm 1, lines 8, 9 and 11).
 
@@ -204,13 +218,15 @@ def partition(
         shared: Whether D^HC joins every domain. Without it all N images are dealt into the parts, and D^HC only
             names the confident ones.
         folds: K disjoint parts of all images, where the domains are to be those and not dealt afresh.
+        shows: As of :func:`deal`; ``None`` where no two samples show the same.
 
     Returns:
         D^HC and K disjoint parts, of sizes that differ by at most one if they were dealt.
     """
     ranked = torch.argsort(confidence.cpu(), descending=True, stable=True)
     rest = ranked[confident:] if shared else ranked
-    parts = tuple(fold[torch.isin(fold, rest)] for fold in folds) or deal(rest, domains, generator)
+    shows = torch.arange(len(ranked)) if shows is None else shows
+    parts = tuple(fold[torch.isin(fold, rest)] for fold in folds) or deal(rest, domains, generator, shows)
     return Domains(ranked[:confident], parts, shared)
 
 

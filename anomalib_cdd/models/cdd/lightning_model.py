@@ -37,7 +37,6 @@ from .domains import (
     DomainStudents,
     Plan,
     batches,
-    draw_folds,
     epoch_generator,
     partition,
     plan_epoch,
@@ -183,6 +182,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         # not modules: what follows is of training alone and stays out of the model and its exports
         self._training_set: TrainingSet | None = None
         self._others = StudentsInTraining()
+        self._contents: list[str] = []  # of the files of a fit
 
     @classmethod
     def paper(cls, **options: Any) -> "Cdd":
@@ -216,9 +216,9 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         # lines 6 to 9: confidence by the previous student, domains around the confident images
         with self.finite("the previous student's recall"):
             data.recall(previous, needed=plan.recalls)
-        folds = draw_folds(len(data), plan, options.seed) if plan.persistent else ()
+        folds = self._others.folds(plan, options.seed) if plan.persistent else ()
         guided = options.confidence_guidance and not plan.warm_up
-        domains = partition(data.confidence, plan.confident, plan.domains, generator, guided, folds)
+        domains = partition(data.confidence, plan.confident, plan.domains, generator, guided, folds, self._others.shows)
         parts = [self._batches(domains.domain(k), generator) for k in range(plan.domains if plan.learns else 0)]
         visits = visits_of(domains, options.confident_once, dealt=options.selection == "next")
         visited = batches(visits, data.batch_size, generator)
@@ -297,8 +297,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         checks.check_size(len(data), data.batch_size, self.trainer, self.options)
         data.fill(self.trainer)
         checks.tell_budget(len(data), data.batch_size, self.trainer.max_epochs or 1, self.options)
-        before = None if self.training_history is None else self.training_history.image_paths
-        self._others.begin(data.image_paths, data.features.per_image, max(self.options.domains), before)
+        self._contents = contents_of(data.image_paths)
+        self._others.begin(data.image_paths, self._contents, data.features.per_image, max(self.options.domains))
 
     def on_train_start(self) -> None:
         """Learn at this model's rate, whatever that of a checkpoint was."""
@@ -315,7 +315,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
             check_finite(**{f"the global student's {name}": value for name, value in state.items()})
         data = self.training_set
         if self.training_history is None or self.training_history.image_paths != data.image_paths:
-            self.training_history = TrainingHistory(data.image_paths, contents=contents_of(data.image_paths))
+            self.training_history = TrainingHistory(data.image_paths, contents=self._contents)
         self.training_history.record(self.current_epoch, *data.cross_domain_scores())
         # for Lightning's EarlyStopping: 1 where the ranking of the training images no longer changes
         self.log_epoch(ranking_agreement=self.training_history.agreement())
@@ -372,7 +372,8 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         training: dict[str, Any] = {
             "_training_set": None,
             "training_history": None,
-            "_others": StudentsInTraining(),
+            "_others": self._others.of_a_copy(),
+            "_contents": [],
         }
         return super().__getstate__() | training
 
@@ -383,6 +384,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         super().on_save_checkpoint(checkpoint)
         if self.training_history is not None:
             checkpoint["training_history"] = self.training_history.state_dict()
+        checkpoint["learned_from"] = sorted(self._others.learned_from)
         if self._training_set is None:
             if self._others.has_begun and self._trainer is not None and self._trainer.interrupted:
                 msg = "The fit has ended by an error, and its domain students are gone: take its last checkpoint."
@@ -402,6 +404,7 @@ class Cdd(  # type: ignore[misc]  # as anomalib's own
         super().on_load_checkpoint(checkpoint)
         history = checkpoint.get("training_history")
         self.training_history = None if history is None else TrainingHistory(**history)
+        self._others.learned_from = set(checkpoint.get("learned_from", history["image_paths"] if history else ()))
         self._others.load_state_dict(checkpoint.get("cdd_training", {}) if fitting else {})
 
 

@@ -12,8 +12,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from anomalib_cdd.teachers.students import Student
+from anomalib_cdd.training.image_files import first_of_each
 
-from .domains import Domains, Plan
+from .domains import Domains, Plan, draw_folds
 from .history import met_before
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,13 @@ class StudentsInTraining:
         self._resumed: dict[str, Any] = {}
         # the first so many have a training of their own; the others are copies of the global student
         self._trained = 0
+        # paths of the images of all fits that have begun; a copy's model has learned from more than it knows of
+        self.learned_from: set[str] = set()
+        self._is_of_a_copy = False
+        # what each sample shows, see `deal`; and which fold it was in, -1 if new, where images have come or gone
+        self.shows = torch.zeros(0, dtype=torch.long)
+        self._kept_folds: tuple[int, Tensor] | None = None
+        self._folds: tuple[int, Tensor] | None = None
 
     def make(self, student: Student, count: int) -> list[Student]:
         """Make domain students, as a resumed checkpoint has them where it has any.
@@ -48,24 +56,64 @@ class StudentsInTraining:
         self._trained = len(states)
         return self.students
 
-    def begin(self, image_paths: Sequence[str], per_image: int, count: int, before: Sequence[str] | None) -> None:
+    def begin(self, image_paths: Sequence[str], contents: Sequence[str], per_image: int, count: int) -> None:
         """Find who was trained on which sample before this fit.
 
         Args:
             image_paths: Paths of the N training images.
+            contents: What tells their files apart, see :func:`.image_files.contents_of`.
             per_image: Samples an image.
             count: Number of domain students.
-            before: The images that the model has learned from, where it has.
         """
         known, met = self._resumed.pop("image_paths", None), self._resumed.pop("met", None)
-        known = before if known is None else known
-        if known is not None and (met is None or met.shape[1] != len(known) * per_image):
-            met = None
+        folds = self._resumed.pop("folds", None)
+        if known is None or met is None or met.shape[1] != len(known) * per_image:
+            known = met = folds = None
+        if known is None and (self.learned_from or self._is_of_a_copy):
             logger.warning(
                 "This model has been trained before: what it says of the images that it has learned from is not out of "
                 "sample. Train a new one for that."
             )
         self._met = met_before(known or [], met, image_paths, 1 + count, per_image)
+        by_image = self._met.view(1 + count, -1, per_image)
+        for number, path in enumerate(image_paths):
+            if path not in (known or ()) and (self._is_of_a_copy or path in self.learned_from):
+                by_image[:, number] = True
+        self.learned_from.update(image_paths)
+        self.shows = torch.tensor(first_of_each(contents), dtype=torch.long).repeat_interleave(per_image)
+        self._kept_folds = self._folds = None
+        if folds is not None and known != list(image_paths):
+            place = {path: number for number, path in enumerate(known or ())}
+            of_image = folds[1].view(-1, per_image)
+            new = torch.full((per_image,), -1)
+            kept = [of_image[place[path]] if path in place else new for path in image_paths]
+            self._kept_folds = folds[0], torch.cat(kept)
+
+    def folds(self, plan: Plan, seed: int) -> tuple[Tensor, ...]:
+        """Return the folds of persistent students, see :func:`draw_folds`.
+
+        Where images have come or gone since a checkpoint a sample stays with the student that has learned from it, and
+        what is new joins what shows the same, or else the smallest fold.
+        """
+        dealt = draw_folds(self.shows, plan, seed)
+        fold_of = torch.empty(len(self.shows), dtype=torch.long)
+        for k, part in enumerate(dealt):
+            fold_of[part] = k
+        if self._kept_folds is not None and self._kept_folds[0] == plan.first:
+            fold_of = self._kept_folds[1]
+            for sample in (fold_of < 0).nonzero().flatten().tolist():
+                alike = fold_of[(self.shows == self.shows[sample]) & (fold_of >= 0)]
+                sizes = torch.bincount(fold_of[fold_of >= 0], minlength=plan.domains)
+                fold_of[sample] = alike[0] if len(alike) else sizes.argmin()
+            dealt = tuple((fold_of == k).nonzero().flatten() for k in range(plan.domains))
+        self._folds = plan.first, fold_of
+        return dealt
+
+    def of_a_copy(self) -> "StudentsInTraining":
+        """Return those of a copy of the model: it does not know what it has learned from, if it has from anything."""
+        others = StudentsInTraining()
+        others._is_of_a_copy = self._is_of_a_copy or bool(self.learned_from)
+        return others
 
     @property
     def has_begun(self) -> bool:
@@ -128,7 +176,8 @@ class StudentsInTraining:
             image_paths: Paths of the training images.
         """
         states = [student.state_dict() for student in self.students[: min(alive, self._trained)]]
-        return {"met": self._met, "image_paths": image_paths, "domain_students": states}
+        state = {"met": self._met, "image_paths": image_paths, "domain_students": states}
+        return state if self._folds is None else state | {"folds": self._folds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Keep what a checkpoint has until the fit makes the students; nothing where it has nothing."""

@@ -12,6 +12,7 @@ from anomalib_cdd.models.cdd.domains import (
     batches,
     confident_count,
     domain_count,
+    draw_folds,
     epoch_generator,
     partition,
     plan_epoch,
@@ -80,6 +81,21 @@ def test_partition_is_disjoint_complete_and_even(images: int, confident: int, co
         assert len(inside) == len(domains.domain(k))
         if shared:
             assert set(domains.confident.tolist()) <= inside
+
+
+def test_what_shows_the_same_is_dealt_together() -> None:
+    shows = torch.tensor([0, 1, 0, 3, 4, 4, 6, 4])
+    plan = plan_epoch(0, 10, len(shows), SimpleNamespace(**OPTIONS, confident_patches=0.95))
+    for seed in range(5):
+        folds = draw_folds(shows, plan, seed)
+        assert sorted(torch.cat(folds).tolist()) == list(range(8))
+        things = [set(shows[fold].tolist()) for fold in folds]
+        assert not things[0] & things[1]
+        assert {len(each) for each in things} == {2, 3}
+        domains = partition(torch.rand(8), 0, 2, epoch_generator(seed, 3), shows=shows)
+        assert not set(shows[domains.parts[0]].tolist()) & set(shows[domains.parts[1]].tolist())
+    # one thing alone cannot be kept together
+    assert [len(fold) for fold in draw_folds(torch.zeros(4, dtype=torch.long), plan, 0)] == [2, 2]
 
 
 def test_confident_images_are_the_surest_in_order() -> None:

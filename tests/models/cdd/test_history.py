@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training says of its images: scores by students that were never trained on them, kept and resumed."""
 
+import copy
 import pickle
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from anomalib.engine import Engine
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
+from samples import make_sample, save
 from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
 
-from anomalib_cdd import Cdd, MVTecNoisy
+from anomalib_cdd import Cdd, FolderNoisy, MVTecNoisy
 from anomalib_cdd.models.cdd import lightning_model
 from anomalib_cdd.models.cdd.history import TrainingHistory, met_before
 from anomalib_cdd.models.cdd.students import StudentsInTraining
@@ -298,18 +302,41 @@ def test_a_model_that_was_trained_before_says_nothing_out_of_sample(
         assert "has been trained before" in caplog.text
 
 
-def test_a_checkpoint_that_names_no_images_is_taken_by_its_history(
-    make_model: Model, make_data: Data, make_engine: Engines, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_copy_of_a_trained_model_says_nothing_out_of_sample(
+    make_model: Model, make_data: Data, make_engine: Engines, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_engine(max_epochs=2).fit(make_model(domain_interval=1), datamodule=make_data())
-    (path,) = (tmp_path / "results").rglob("*.ckpt")
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["cdd_training"]["image_paths"]
-    torch.save(checkpoint, path)
-    model = make_model(domain_interval=1)
-    make_engine(max_epochs=3).fit(model, datamodule=make_data(), ckpt_path=path)
+    model = make_model()
+    fresh = copy.deepcopy(model)
+    make_engine(max_epochs=1).fit(model, datamodule=make_data())
+    copied = copy.deepcopy(model)
+    make_engine(max_epochs=1).fit(copied, datamodule=make_data())
+    assert copied.training_report() is None
+    assert "has been trained before" in caplog.text
+    caplog.clear()
+    make_engine(max_epochs=1).fit(fresh, datamodule=make_data())
+    assert fresh.training_report() is not None
     assert "has been trained before" not in caplog.text
-    assert model.training_history.cross_domain[2].isfinite().all()
+
+
+def test_every_fit_counts_however_it_ended(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    model, data = make_model(), make_data()
+
+    class Stop(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        make_engine(max_epochs=1, callbacks=[Stop()]).fit(model, datamodule=data)
+    assert model.training_history is None
+    others = make_data(max_normal=4, noise_ratio=0)
+    make_engine(max_epochs=1).fit(model, datamodule=others)
+    assert model.training_report() is None
+    # of the first fit's images it has learned too, and a checkpoint knows
+    loaded, checkpoint = make_model(), {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    model.on_save_checkpoint(checkpoint)
+    loaded.on_load_checkpoint(checkpoint)
+    make_engine(max_epochs=1).fit(loaded, datamodule=make_data())
+    assert loaded.training_report() is None
 
 
 def test_a_training_that_goes_on_with_fewer_images_knows_who_has_learned_from_them(
@@ -325,8 +352,39 @@ def test_a_training_that_goes_on_with_fewer_images_knows_who_has_learned_from_th
     assert fewer_data.train_data.samples["image_path"].tolist() == images[:3] + images[4:]
     scores = fewer.training_history.cross_domain[2]
     assert len(scores) == len(images) - 1
-    # folds are drawn anew for another number of images: some are now of those who learned from them, and have no score
-    assert 0 < int(scores.isnan().sum()) < len(scores)
+    # each stays with the student that has learned from it, and is judged by the other
+    assert scores.isfinite().all()
+    assert fewer.training_report() is not None
+
+
+def test_an_image_that_is_new_joins_the_smallest_fold_or_its_copy(
+    make_model: Model, make_engine: Engines, tmp_path: Path
+) -> None:
+    folder = tmp_path / "parts"
+    for number in range(7):
+        save(make_sample(number).image, folder / f"{number}.png")
+    options = {"normal_dir": ".", "noise_ratio": 0, "test_split_mode": "none", "val_split_mode": "none"}
+
+    def fit(max_epochs: int, ckpt_path: Path | None = None) -> dict[str, int]:
+        model = make_model()
+        data = FolderNoisy(name="parts", root=folder, num_workers=0, train_batch_size=4, **options)
+        make_engine(max_epochs=max_epochs).fit(model, datamodule=data, ckpt_path=ckpt_path)
+        assert model.training_report() is not None
+        images, (_, fold_of) = data.train_data.samples["image_path"], model._others._folds
+        return {Path(path).name: int(fold) for path, fold in zip(images, fold_of, strict=True)}
+
+    before = fit(1)
+    checkpoint = next((tmp_path / "results").rglob("*.ckpt"))
+    (folder / "3.png").unlink()
+    save(make_sample(99).image, folder / "9.png")
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    after = fit(3, checkpoint)
+    assert {name: fold for name, fold in after.items() if name in before} == {
+        name: fold for name, fold in before.items() if name != "3.png"
+    }
+    assert after["copy.png"] == before["0.png"]
+    sizes = np.bincount([fold for name, fold in after.items() if name in before])
+    assert sizes[after["9.png"]] == sizes.min()
 
 
 def test_an_image_that_a_pass_leaves_out_costs_the_others_no_report(
