@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser("python -m benchmarks.milliseconds", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("configs/rivals.yaml"), help="a configuration of `fuad`")
+    parser.add_argument("--models", nargs="+", help="which of its models; default: the first of each class")
     parser.add_argument("--data", default="bottle", help="which of its data sets")
     parser.add_argument("--data_root", required=True, help="as for `fuad`")
     parser.add_argument("--output", type=Path, default=OUTPUT)
@@ -73,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     content = OmegaConf.to_container(content, resolve=True)
     models: dict[str, Any] = {}
     for name, model in content["models"].items():
-        if model["class_path"] not in {known["class_path"] for known in models.values()}:
+        known = {other["class_path"] for other in models.values()}
+        if name in options.models if options.models else model["class_path"] not in known:
             models[name] = model
     made_of = {"anomalib_cdd": __version__, "commit": commit(), "anomalib": version("anomalib")}
     made_of |= {"torch": version("torch"), "threads": torch.get_num_threads()}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from anomalib.callbacks.tiler_configuration import TilerConfigurationCallback
 from anomalib.engine import Engine
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
@@ -385,6 +386,16 @@ def test_an_image_that_is_new_joins_the_smallest_fold_or_its_copy(
     assert after["copy.png"] == before["0.png"]
     sizes = np.bincount([fold for name, fold in after.items() if name in before])
     assert sizes[after["9.png"]] == sizes.min()
+
+
+def test_tiles_of_one_image_are_of_one_domain(make_model: Model, make_data: Data, make_engine: Engines) -> None:
+    model, tiler = make_model(), TilerConfigurationCallback(enable=True, tile_size=32, stride=16)
+    make_engine(max_epochs=1, callbacks=[tiler]).fit(model, datamodule=make_data())
+    _, fold_of = model._others._folds
+    by_image = fold_of.view(IMAGES, 9)
+    assert (by_image == by_image[:, :1]).all()
+    assert set(by_image[:, 0].tolist()) == {0, 1}
+    assert model.training_report() is not None
 
 
 def test_an_image_that_a_pass_leaves_out_costs_the_others_no_report(
