@@ -158,7 +158,8 @@ def _sizes(shown: pd.DataFrame, speed: dict[str, float]) -> str:
     unknown = sorted({str(row.model) for row in shown.itertuples() if _class(row.config) not in speed})
     without = f" Not timed, and so smallest: {', '.join(unknown)}." if unknown else ""
     return (
-        f"The larger a point, the more milliseconds an image takes: {SPEED_OF_EACH} has them for each class, all at "
+        "The larger a point, the more milliseconds an image takes: "
+        f"[milliseconds.csv](../{SPEED_OF_EACH}) has them for each class, all at "
         "a batch of 16 images of 160 x 160 pixels, in fp32, on one thread of a machine that did nothing else."
         f"{without}"
     )
@@ -292,7 +293,8 @@ def _point(panel: Axes, cells: pd.DataFrame, style: Style, speed: dict[str, floa
         return  # a model that ranks no training images has no place on the axis
     x, y, x_bar, y_bar = cells[X].mean(), cells[Y].mean(), cells[X].std(), cells[Y].std()
     panel.errorbar(x, y, y_bar, x_bar, fmt="none", ecolor=style.colour, elinewidth=1.1, capsize=2.5, alpha=0.75)
-    panel.scatter(x, y, zorder=3, **_looks(cells, style, speed))
+    looks = _looks(cells, style, speed)
+    panel.scatter(x, y, zorder=3 + 1 / looks["s"], **looks)  # the small ones above the large
 
 
 def _legend(figure: Figure, shown: pd.DataFrame, look: dict[str, Style], speed: dict[str, float]) -> list[Any]:

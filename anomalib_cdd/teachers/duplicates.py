@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-# Cosine of two images' descriptors. Repeated photographs of one part have .98, the most alike of 100 different bottles,
-# tiles or solar cells .92.
+# Cosine of two images' descriptors: repeated photographs of one part have more, different bottles, tiles or cells less.
 ALIKE = 0.96
 # Of images that differ by less there is no telling apart: parts of the length of a descriptor before it is centred.
 SAME = 1e-3
 # Distance of two photographs of one part, at most, in distances of either to a near image that is none of the part, or
-# in the median of these where that is more: noisy photographs of a part that is unlike the others have .17. Where a
-# folder shows two kinds of thing all of a kind are alike in what tells it from the other: cosines reach .99 then,
-# distances begin at .26 (bottles, tiles and solar cells, in folders of two and three kinds).
+# in the median of these where that is more: noisy photographs of a part that is unlike the others are nearer. Where a
+# folder shows two kinds of thing all of a kind are alike in what tells it from the other: cosines are high then, and
+# only distances keep the parts of a kind apart.
 CLOSE = 0.22
 # which neighbour that is: further than a part's photographs, nearer than another kind
 NEIGHBOURS = 8
