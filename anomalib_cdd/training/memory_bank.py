@@ -91,6 +91,7 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         super().__init__(*args, **kwargs)
         self._patch_file: PatchFile | None = None
         self._report: TrainingReport | None = None
+        self._contents: list[str] = []  # of the files of a fit, in the order of their paths
         self.image_size: tuple[int, int] = (0, 0)
 
     def fill(self, images: list[Tensor], grid: tuple[int, int]) -> Tensor:
@@ -217,7 +218,7 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what inference needs: anomalib's torch export pickles the whole module."""
-        return super().__getstate__() | {"_patch_file": None, "_report": None}
+        return super().__getstate__() | {"_patch_file": None, "_report": None, "_contents": []}
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
