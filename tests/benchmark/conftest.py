@@ -109,7 +109,8 @@ def kept_arrays(rng: np.random.Generator, ratio: float, images: Path, masks: boo
         "test_labels": labels.astype(np.int64),
         "test_injected": injected,
         "example_paths": np.array([str(path) for path in paths]),
-        "example_maps": rng.random((3, MAP_SIZE, MAP_SIZE)).astype(np.float16),
+        "example_names": np.array([path.name for path in paths]),
+        "example_maps": rng.random((3, MAP_SIZE, MAP_SIZE), dtype=np.float32),
         "example_labels": np.array([1, 1, 0]),
     }
     if masks:

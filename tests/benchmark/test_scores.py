@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from anomalib.models import Padim
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, Resize
@@ -26,7 +27,7 @@ def test_measures_of_thresholds_by_hand(mvtec_root: Path, tmp_path: Path) -> Non
     Engine(**QUIET, logger=False, accelerator="cpu", default_root_dir=tmp_path).fit(model, datamodule=data)
     evaluation = evaluate(model, data, progress=False, keep_maps=True)
     evaluation.clean.maps[0, 0, 0] = 1e4 * evaluation.clean.maps.max()  # one pixel far above all others
-    measures = threshold_measures(evaluation, model, data)
+    measures = threshold_measures(evaluation, model, data, torch.device("cpu"))
 
     post = LabelFreePostProcessor()
     post.calibrate(model, data.train_data, progress=False)

@@ -268,7 +268,7 @@ def test_the_budget_is_told_and_too_few_steps_are_warned_of(
         engine.fit(model, datamodule=make_data())
     # 15 images in batches of 4: 4 steps an epoch
     assert "will take 8 optimiser steps in 2 epochs" in caplog.text
-    assert "about 2900 at the paper's 200 epochs" in caplog.text
+    assert "about 3000 at the paper's 200 epochs" in caplog.text
     warning = next(
         record for record in caplog.records if record.levelname == "WARNING" and "steps are few" in record.msg
     )
