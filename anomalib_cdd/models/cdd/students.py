@@ -75,9 +75,9 @@ class StudentsInTraining:
                 "sample. Train a new one for that."
             )
         self._met = met_before(known or [], met, image_paths, 1 + count, per_image)
-        by_image = self._met.view(1 + count, -1, per_image)
+        by_image, resumed = self._met.view(1 + count, -1, per_image), set(known or ())
         for number, path in enumerate(image_paths):
-            if path not in (known or ()) and (self._is_of_a_copy or path in self.learned_from):
+            if path not in resumed and (self._is_of_a_copy or path in self.learned_from):
                 by_image[:, number] = True
         self.learned_from.update(image_paths)
         self.shows = torch.tensor(first_of_each(contents), dtype=torch.long).repeat_interleave(per_image)
