@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 from samples import make_sample, make_tree, save
 from signal_stack import kept_signal_stack
+from traces import kept_traces
 
 # the same cases in every run
 settings.register_profile("here", max_examples=50, deadline=None, derandomize=True, database=None)
@@ -31,6 +32,13 @@ def _log_levels() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _traces() -> Iterator[None]:
+    """Exports of one model wait for one trace."""
+    with kept_traces():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -141,7 +141,7 @@ def overlays(thumbnails: Sequence[bytes], maps: Sequence[NDArray[np.floating]]) 
     """
     some = np.concatenate([values.ravel()[::QUANTILE_STEP] for values in maps]).astype(np.float32)
     low, high = np.quantile(some, COLOUR_QUANTILES)
-    span = max(float(high - low), 1e-12)
+    span = float(high - low) or 1.0
     laid = []
     for thumbnail, values in zip(thumbnails, maps, strict=True):
         image = Image.open(io.BytesIO(thumbnail)).convert("RGB")

@@ -52,7 +52,7 @@ class ScoredImages:
     scored_by: str
     sample: list[Sample]
     notes: list[str]
-    maps: list[NDArray[np.float16]] | None = None
+    maps: list[NDArray[np.floating]] | None = None
     model_scores: NDArray[np.float32] | None = None
     curves: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     percentiles: NDArray[np.float32] | None = None
@@ -237,7 +237,7 @@ def _notes(name: str, known: NDArray[np.bool_], sample: list[Sample]) -> list[st
 
 def _predict(
     model: AnomalibModule, images: TrainingImages, progress: bool, device: str | torch.device | None
-) -> tuple[list[str], NDArray[np.float32], list[NDArray[np.float16]] | None]:
+) -> tuple[list[str], NDArray[np.float32], list[NDArray[np.float32]] | None]:
     """Return paths, raw scores and small maps of the whole images."""
     transform = getattr(model.pre_processor, "transform", None)
     paths: list[str] = []

@@ -88,7 +88,7 @@ def cross_domain_scores(
     parts = [np.flatnonzero(np.isin(first, files[part])) for part in deal(len(files), domains, seed)]
     key = _fingerprint(model_factory(), datamodule, domains, seed, trainer or {})
     votes = np.full((domains, len(dataset)), np.nan, dtype=np.float32)
-    maps: dict[int, NDArray[np.float16]] = {}
+    maps: dict[int, NDArray[np.float32]] = {}
     for number, part in enumerate(tqdm(parts, desc="domains", unit="model", disable=not progress)):
         path = folder / f"part_{number + 1}_of_{domains}.npz"
         asked = np.arange(len(dataset)) if in_sample else part
@@ -170,7 +170,7 @@ class _Said(NamedTuple):
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
-    maps: list[NDArray[np.float16]]
+    maps: list[NDArray[np.float32]]
 
 
 class _Part(AnomalibDataModule):
@@ -241,7 +241,7 @@ def _fingerprint(model: AnomalibModule, data: AnomalibDataModule, *settings: Any
 def _write(path: Path, key: str, said: _Said) -> None:
     """Write what was said of a part; images, and so maps, may differ in shape."""
     shapes = np.array([each.shape for each in said.maps], dtype=np.int64).reshape(-1, 2)
-    pixels = np.concatenate([each.ravel() for each in said.maps] or [np.zeros(0, dtype=np.float16)])
+    pixels = np.concatenate([each.ravel() for each in said.maps] or [np.zeros(0, dtype=np.float32)])
     with written_whole(path) as draft, draft.open("wb") as file:
         np.savez(file, rows=said.rows, scores=said.scores, shapes=shapes, pixels=pixels, key=key)
 

@@ -35,7 +35,7 @@ class TrainingReport:
     scores: NDArray[np.float32]
     curves: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     pixels: NDArray[np.float32] | None = None
-    maps: Sequence[NDArray[np.float16]] | None = None
+    maps: Sequence[NDArray[np.floating]] | None = None
     contents: Sequence[str] = ()
 
 

@@ -5,6 +5,7 @@
 import ast
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from inspect import getfile
 from pathlib import Path
@@ -35,12 +36,18 @@ def _code(package: Path, room: str) -> str:
     """Return the code of a file, or of a folder's files by name."""
     parts, place = [], package / room
     for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                node.body = [each for each in node.body if not _is_text(each)]
-        parts += [path.relative_to(package).as_posix(), ast.unparse(tree)]
+        parts += [path.relative_to(package).as_posix(), _bare(path.read_text(encoding="utf-8"))]
     return "\n".join(parts)
+
+
+@cache
+def _bare(source: str) -> str:
+    """Return code without comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [each for each in node.body if not _is_text(each)]
+    return ast.unparse(tree)
 
 
 def _is_text(node: ast.stmt) -> bool:

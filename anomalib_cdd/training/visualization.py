@@ -77,7 +77,7 @@ def uncrop(maps: Tensor, margins: Margins) -> Tensor:
     return F.pad(maps, margins)
 
 
-def small_maps(maps: Tensor, transform: Any, images: Any) -> list[NDArray[np.float16]]:
+def small_maps(maps: Tensor, transform: Any, images: Any) -> list[NDArray[np.float32]]:
     """Return maps of the whole images, at a longest side of at most 64, one by one.
 
     Args:
@@ -90,8 +90,7 @@ def small_maps(maps: Tensor, transform: Any, images: Any) -> list[NDArray[np.flo
     if factor < 1:
         size = [max(round(side * factor), 1) for side in maps.shape[-2:]]
         maps = F.interpolate(maps[:, None], size, mode="bilinear", antialias=True)[:, 0]
-    most = torch.finfo(torch.float16).max
-    return list(maps.clamp(-most, most).numpy().astype(np.float16))
+    return list(maps.numpy())  # in fp16 nothing would be left of maps that are products of small values
 
 
 class UncroppedVisualizer(ImageVisualizer):

@@ -101,11 +101,12 @@ def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) -> 
     assert all(reason and "\n" not in reason for reason in unreadable.values())
 
 
-def test_heat_maps_share_one_scale_and_lie_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [1.0, 1e-13, 1e6])
+def test_heat_maps_share_one_scale_and_lie_in_place(tmp_path: Path, most: float) -> None:
     pictures = pictures_of(tmp_path, {"a.png": texture(0), "b.png": texture(1)})
-    quiet, loud = np.zeros((32, 32), dtype=np.float16), np.zeros((32, 32), dtype=np.float16)
-    quiet[:16] = 0.1
-    loud[:16, 16:] = 1
+    quiet, loud = np.zeros((32, 32), dtype=np.float32), np.zeros((32, 32), dtype=np.float32)
+    quiet[:16] = 0.1 * most
+    loud[:16, 16:] = most
     shown = [
         np.asarray(Image.open(io.BytesIO(laid)).convert("RGB")).astype(int)
         for laid in overlays([picture.thumbnail for picture in pictures], [quiet, loud])

@@ -41,9 +41,10 @@ ON_CPU = {**with_args(PADIM, pre_processor=SMALL), "trainer": {"accelerator": "c
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """As many threads in both: as if the tests had been called with it."""
+    """As many threads in both: as if the tests had been called with it; workers that do not wait for other tests."""
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's own is 15
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)

@@ -14,7 +14,7 @@ from anomalib.data.transforms import ExportableCenterCrop
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_cdd.training.visualization import Margins, UncroppedVisualizer, crop_margins, uncrop
+from anomalib_cdd.training.visualization import Margins, UncroppedVisualizer, crop_margins, small_maps, uncrop
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,15 @@ def test_margins_are_what_the_crop_takes(steps: list, expected: Margins) -> None
     assert crop_margins(None) == Margins()
     # the short side becomes 256, the long one 512
     assert crop_margins(Compose([Resize(256), CenterCrop(224)]), (300, 600)) == Margins(144, 144, 16, 16)
+
+
+def test_small_maps_keep_values_that_half_precision_has_not() -> None:
+    """A product of small distances, as Stfpm's maps are, and a Mahalanobis distance of many thousands."""
+    maps = torch.tensor([1e-10, 1e6])[:, None, None].expand(2, 128, 96)
+    low, high = small_maps(maps, None, torch.empty(2, 3, 128, 96))
+    assert low.shape == high.shape == (64, 48)
+    assert low == pytest.approx(1e-10)
+    assert high == pytest.approx(1e6)
 
 
 @pytest.mark.parametrize("side", [(256, 256), 256])

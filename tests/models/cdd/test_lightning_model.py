@@ -257,8 +257,9 @@ def test_five_images_two_a_batch_one_epoch(
     make_engine(1).train(make_model(), datamodule=data, ckpt_path=checkpoint)
     engine.validate(model, datamodule=data)
     assert engine.predict(model, datamodule=data, ckpt_path=checkpoint)
+    exported = make_model()
     for kind in (ExportType.TORCH, ExportType.ONNX, ExportType.OPENVINO):
-        assert engine.export(make_model(), kind, export_root=tmp_path, ckpt_path=checkpoint).exists()
+        assert engine.export(exported, kind, export_root=tmp_path, ckpt_path=checkpoint).exists()
 
 
 def test_anomalib_knows_the_model_by_name() -> None:
