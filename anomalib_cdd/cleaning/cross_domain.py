@@ -33,7 +33,7 @@ from anomalib_cdd.training.files import DAMAGED, written_whole
 from anomalib_cdd.training.image_files import contents_of, first_of_each
 from anomalib_cdd.training.report import TrainingReport
 from anomalib_cdd.training.scoring import iterate_predictions
-from anomalib_cdd.training.source import code_hash, home_of
+from anomalib_cdd.training.source import code_hash, foreign_code, home_of
 from anomalib_cdd.training.visualization import small_maps
 
 from .rules import pick
@@ -114,7 +114,7 @@ def write_exclude_list(
 ) -> Cleaned:
     """Write the most suspicious images of a report as a file that ``exclude`` reads, to train on what is left.
 
-    What the datamodule's own ``exclude`` has left out is in it too.
+    What the datamodule's own ``exclude`` and ``clean`` have left out is in it too.
 
     Args:
         report: Of the datamodule's training images, such as :func:`cross_domain_scores` returns it.
@@ -131,7 +131,10 @@ def write_exclude_list(
     copies = np.array(first_of_each(contents_of(report.image_paths)))
     left_out = pick(report.scores, rule or Cleaning(), copies)
     cleaned = Cleaned(report.image_paths, report.scores, left_out, is_noise if is_noise.any() else None)
-    cleaned.write(Path(path), datamodule.image_names, datamodule.excluded)
+    before = datamodule.excluded
+    if (own := datamodule.cleaned) is not None:
+        before = before | {datamodule.image_names[own.image_paths[row]] for row in np.flatnonzero(own.left_out)}
+    cleaned.write(Path(path), datamodule.image_names, before)
     return cleaned
 
 
@@ -225,7 +228,7 @@ def _said(model: AnomalibModule, whole: AnomalibDataModule, rows: NDArray[np.int
 
 def _fingerprint(model: AnomalibModule, data: AnomalibDataModule, *settings: Any) -> str:
     """Name what the scores depend on: code, model, images, how they are read, and settings."""
-    code = code_hash([*ROOMS, *home_of(type(model))], DEPENDENCIES)
+    code = code_hash([*ROOMS, *home_of(type(model))], DEPENDENCIES) + foreign_code(type(model))
     files = [Path(path) for path in data.train_data.samples["image_path"]]
     if (weights := model.hparams.get("weights")) and Path(weights).is_file():
         files.append(Path(weights))

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from anomalib_cdd.teachers.backbones import PYPI_TEACHER
 from anomalib_cdd.training.files import written_whole
 
+from .manifest import check_names
+
 logger = logging.getLogger(__name__)
 
 FILE = "cleaned.csv"
@@ -162,7 +164,11 @@ class Cleaned:
             path: CSV file with the columns ``image_path``, ``score`` and, where it is known, ``is_noise``.
             names: The name of each path in such a list.
             excluded: Names of images that had been left out before; they come last and have no score.
+
+        Raises:
+            ValueError: If a name is not valid UTF-8.
         """
+        check_names(names[self.image_paths[row]] for row in np.flatnonzero(self.left_out))
         with written_whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
             writer.writerow(["image_path", "score"] + ([] if self.is_noise is None else ["is_noise"]))

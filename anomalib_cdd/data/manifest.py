@@ -32,6 +32,18 @@ REVIEW_SUFFIX = ".json"
 FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names that a list cannot have.
+
+    Raises:
+        ValueError: If one is not valid UTF-8.
+    """
+    for name in names:
+        if printable(name) != name:
+            msg = f"the name of {printable(name)} is not valid UTF-8, so that no list could have it: rename it"
+            raise ValueError(msg)
+
+
 def write_manifest(path: str | Path, split: Mapping[str, bool]) -> None:
     """Write a split, whole or not at all.
 
@@ -43,10 +55,7 @@ def write_manifest(path: str | Path, split: Mapping[str, bool]) -> None:
         ValueError: If a path is not valid UTF-8.
     """
     path = Path(path)
-    for name in split:
-        if printable(name) != name:
-            msg = f"the name of {printable(name)} is not valid UTF-8, so that no list could have it: rename it"
-            raise ValueError(msg)
+    check_names(split)
     with written_whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         plain, quoted = (
             csv.writer(file, lineterminator="\n", quoting=kind) for kind in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)

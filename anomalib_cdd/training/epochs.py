@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .checkpoints import readable_checkpoint
 from .finite import StopsWhenNotFinite, check_finite
+from .precision import check_precision
 
 # neighbouring runs share no epoch's dropout
 EPOCHS_APART = 1_000_003
@@ -35,11 +36,13 @@ class TrainsByEpochs:
     model: Any
 
     def setup(self, stage: str) -> None:
-        """Refuse an optimizer that would move all parts of the model at one rate.
+        """Refuse an optimizer that would move all parts of the model at one rate, and a precision that images lack.
 
         Raises:
-            ValueError: If ``configure_optimizers`` was replaced, as the CLI's ``--optimizer`` does.
+            ValueError: If ``configure_optimizers`` was replaced, as the CLI's ``--optimizer`` does, or by precision.
         """
+        if stage == "fit":
+            check_precision(self.trainer)  # type: ignore[attr-defined]
         if stage == "fit" and self.several_rates and "configure_optimizers" in vars(self):
             msg = (
                 f"Parts of {type(self).__name__} learn at rates of their own; --optimizer would replace them by one. "
@@ -59,7 +62,7 @@ class TrainsByEpochs:
             module.trainer.optimizers[0].param_groups[0]["lr"] = rate
 
     def on_train_epoch_start(self) -> None:
-        """Let dropout draw by the run's seed (``seed_everything``) and the epoch: after a resume as without one."""
+        """Let what draws by a seed of its own have one of the run's seed and the epoch, as after a resume."""
         super().on_train_epoch_start()  # type: ignore[misc]  # LightningModule's
         seed = torch.initial_seed() * EPOCHS_APART + self.current_epoch  # type: ignore[attr-defined]
         for part in self.model.modules():

@@ -91,6 +91,7 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
         super().__init__(*args, **kwargs)
         self._patch_file: PatchFile | None = None
         self._report: TrainingReport | None = None
+        self._is_to_stop = False
         self._contents: list[str] = []  # of the files of a fit, in the order of their paths
         self.image_size: tuple[int, int] = (0, 0)
 
@@ -114,9 +115,21 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
     # ------------------------------------------------------------------------------------------ training
 
     def on_train_start(self) -> None:
-        """Begin a bank, unless a fit that has made one is resumed."""
-        if cast("Any", self).trainer.ckpt_path is None:
+        """Begin a bank, unless a fit that has made one is resumed.
+
+        Raises:
+            ValueError: If the checkpoint is from within an epoch: the patches of the epoch's beginning are lost.
+        """
+        trainer = cast("Any", self).trainer
+        if trainer.ckpt_path is None:
             self._is_fitted.fill_(value=False)
+        elif not self._is_fitted and trainer.fit_loop.epoch_loop.batch_progress.current.completed:
+            msg = (
+                f"The checkpoint {trainer.ckpt_path} is from within an epoch: it has no patches of the images that "
+                f"came before. {type(self).__name__} takes one epoch; begin anew."
+            )
+            raise ValueError(msg)
+        self._is_to_stop = False
         self._forget_patches()
         self._patch_file = PatchFile()
 
@@ -138,6 +151,14 @@ class FillsMemoryBank(TrainsByEpochs, MemoryBankMixin):
             with torch.no_grad():
                 self._patch_file.add(self.model.patches(images), [str(path) for path in paths])
         return torch.tensor(0.0, requires_grad=True, device=self.device)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Put off a stop, such as a time limit's, until the bank has seen every image."""
+        super().on_train_batch_end(*args, **kwargs)  # type: ignore[misc]  # LightningModule's
+        trainer = cast("Any", self).trainer
+        if not self._is_fitted:
+            self._is_to_stop = self._is_to_stop or trainer.should_stop
+            trainer.should_stop = self._is_to_stop and trainer.is_last_batch
 
     def on_validation_start(self) -> None:
         """Fill the bank before it is validated.

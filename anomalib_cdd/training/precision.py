@@ -5,6 +5,7 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from lightning.pytorch import Trainer
 
 # what torch calls the instructions, on x86 and on Arm
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
@@ -18,6 +19,20 @@ def computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return False
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Refuse a precision in which weights and images would differ.
+
+    Raises:
+        ValueError: If the weights themselves would have it.
+    """
+    if str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
+        msg = (
+            f"precision is {trainer.precision}: the model's weights would have it, and anomalib's tests give images in "
+            "fp32. Set bf16-mixed or 32-true."
+        )
+        raise ValueError(msg)
 
 
 def full_precision(device_type: str) -> AbstractContextManager:

@@ -28,8 +28,22 @@ def code_hash(rooms: Sequence[str], dependencies: Sequence[str], package: Path |
 
 def home_of(kind: type) -> list[str]:
     """Return the folder of a class as a room; none where it is not of this package."""
-    home = Path(getfile(kind)).parent
-    return [home.relative_to(PACKAGE).as_posix()] if home.is_relative_to(PACKAGE) else []
+    homes = [Path(file).parent for file in _file_of(kind)]
+    return [home.relative_to(PACKAGE).as_posix() for home in homes if home.is_relative_to(PACKAGE)]
+
+
+def foreign_code(kind: type) -> str:
+    """Return a hash of the files that a class and its bases are written in, those of this package aside."""
+    files = sorted({file for each in kind.__mro__ for file in _file_of(each)} - set(map(str, PACKAGE.rglob("*.py"))))
+    return hashlib.sha256(b"\n".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _file_of(kind: type) -> list[str]:
+    """Return the file of a class; none where it has none, as what a notebook defines."""
+    try:
+        return [getfile(kind)]
+    except (OSError, TypeError):
+        return []
 
 
 def _code(package: Path, room: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .compat import averages_weights, saves_within_an_epoch
 from .finite import StopsWhenNotFinite, check_finite
-from .precision import computes_in_bf16
+from .precision import check_precision, computes_in_bf16
 from .ranks import Ranks, gradients
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,7 @@ def check_trainer(trainer: Trainer, model: str, overridden: bool) -> None:
     Raises:
         ValueError: Naming the argument and its value.
     """
+    check_precision(trainer)
     averaging = [callback for callback in trainer.callbacks if averages_weights(callback)]  # type: ignore[attr-defined]
     inside = [callback for callback in trainer.checkpoint_callbacks if saves_within_an_epoch(callback)]
     if overridden:
@@ -192,11 +193,6 @@ def check_trainer(trainer: Trainer, model: str, overridden: bool) -> None:
         msg = f"max_epochs is {trainer.max_epochs}: the schedules of {model} need to know the end. Set it to 1 or more."
     elif trainer.accumulate_grad_batches != 1:
         msg = f"accumulate_grad_batches is {trainer.accumulate_grad_batches}; {model} steps by itself. Set it to 1."
-    elif str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
-        msg = (
-            f"precision is {trainer.precision}: the model's weights would have it, and anomalib's tests give images in "
-            "fp32. Set bf16-mixed or 32-true."
-        )
     elif averaging:
         msg = (
             f"{type(averaging[0]).__name__} keeps the mean of the weights over steps: the students of {model} would "

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each image is scored by a model that was trained without it, and a stopped run goes on."""
 
+import importlib
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -281,3 +283,46 @@ def test_a_number_of_domains_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         cross_domain_scores(padim, data, domains, folder=tmp_path, progress=False)
+
+
+def test_what_clean_left_out_is_in_the_list_of_what_is_left_out(data: MVTecNoisy, tmp_path: Path) -> None:
+    clean = Cleaning(share=0.2, backbone="test_resnet", pre_trained=False)
+    options = {"root": data.root, "category": "bottle", "noise_ratio": 0.25, "val_split_mode": "none"}
+    cleaned = MVTecNoisy(**options, clean=clean, train_batch_size=4, num_workers=0)
+    report = cross_domain_scores(padim, cleaned, folder=tmp_path, trainer=TRAINER, progress=False)
+    write_exclude_list(report, cleaned, tmp_path / "left_out.csv", Cleaning(share=0.1))
+    rest = MVTecNoisy(**options, exclude=tmp_path / "left_out.csv")
+    rest.setup()
+    left = set(cleaned.train_data.samples["image_path"])
+    assert set(rest.train_data.samples["image_path"]) < left
+    assert len(rest.train_data) == len(left) - 1
+
+
+OWN = "from anomalib.models import Padim\n\n\nclass Own(Padim):\n    VERSION = {}\n"
+
+
+def test_scores_are_of_the_code_of_a_users_own_model(
+    data: MVTecNoisy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = []
+    for version in (1, 1, 2):
+        (tmp_path / "own_model.py").write_text(OWN.format(version))
+        sys.modules.pop("own_model", None)
+        importlib.invalidate_caches()
+        own = importlib.import_module("own_model").Own
+        model = own(**TINY, n_features=8, pre_processor=Padim.configure_pre_processor((64, 64)))
+        data.setup()
+        keys.append(_fingerprint(model, data))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_model_that_a_notebook_defines_can_be_asked(data: MVTecNoisy, tmp_path: Path) -> None:
+    space = {"__name__": "no_such_module"}
+    exec(OWN.format(1), space)  # noqa: S102  # as a notebook does
+
+    def make() -> AnomalibModule:
+        return space["Own"](**TINY, n_features=8, pre_processor=Padim.configure_pre_processor((64, 64)))
+
+    report = cross_domain_scores(make, data, domains=2, folder=tmp_path, trainer=TRAINER, progress=False)
+    assert np.isfinite(report.scores).all()

@@ -162,8 +162,8 @@ def test_train_predict_and_export_from_the_command_line(
     assert len(list(results.rglob("images/**/*.png"))) == 17  # 6 normal, 14 anomalous less the 3 injected
     images = mvtec_root / "bottle" / "test" / "spot"
     main(["predict", *model, "--data", str(images), "--ckpt_path", str(checkpoint)])
-    main(["export", *model, "--ckpt_path", str(checkpoint), "--export_type", "onnx", "--export_root", str(tmp_path)])
-    assert (tmp_path / "weights" / "onnx" / "model.onnx").exists()
+    main(["export", *model, "--ckpt_path", str(checkpoint), "--export_type", "torch", "--export_root", str(tmp_path)])
+    assert (tmp_path / "weights" / "torch" / "model.pt").exists()
     with pytest.raises(SystemExit, match=r"^error: Checkpoint .*nowhere.ckpt does not exist\.$"):
         main(["predict", *model, "--data", str(images), "--ckpt_path", str(tmp_path / "nowhere.ckpt")])
     wider = [*model, "--model.student_width", "16"]

@@ -7,9 +7,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from anomalib_cdd.data import MVTecNoisy
+from anomalib_cdd.data.clean import Cleaned
 from anomalib_cdd.data.manifest import read_manifest, write_manifest
 
 HEADER = "image_path,is_noise\n"
@@ -128,3 +130,11 @@ def test_a_listed_image_that_is_gone_is_named(mvtec_root, tmp_path):
 def test_manifest_and_max_normal_exclude_each_other():
     with pytest.raises(ValueError, match=r"max_normal=3 and manifest=m\.csv exclude each other"):
         MVTecNoisy(manifest="m.csv", max_normal=3)
+
+
+def test_a_list_of_what_was_left_out_has_no_name_that_it_could_not_have(tmp_path):
+    paths, left_out = ["/a/x.png", "/a/\udcff.png"], np.array([False, True])
+    cleaned = Cleaned(paths, np.zeros(2, dtype=np.float32), left_out)
+    with pytest.raises(ValueError, match=r"the name of \\udcff\.png is not valid UTF-8.*rename it"):
+        cleaned.write(tmp_path / "left_out.csv", {path: path[3:] for path in paths})
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, get_model, list_models
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint
 from samples import make_sample, save
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, Normalize, Resize
@@ -375,3 +376,63 @@ def test_a_full_disk_is_named_with_what_an_image_needs(tmp_path: Path, monkeypat
             OSError, match=rf"to {tmp_path} \(No space left on device\): 80 bytes an image\. TMPDIR names"
         ):
             file.add(torch.zeros(3, 4, 2, 5), ["a", "b", "c"])
+
+
+class StopsAtOnce(Callback):
+    """Asks for a stop after the first batch, as a time limit does."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        trainer.should_stop = True
+
+
+class Fails(Callback):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            msg = "the power failed"
+            raise RuntimeError(msg)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_stop_waits_until_the_bank_has_seen_every_image(
+    kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path
+) -> None:
+    model, data = make_model(kind), make_data(mvtec_root, train_batch_size=2)
+    engine = make_engine(tmp_path, callbacks=[StopsAtOnce()])
+    engine.fit(model, datamodule=data)
+    assert sorted(model.training_report().image_paths) == sorted(data.train_data.samples["image_path"])
+    assert engine.trainer.current_epoch == 1
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_bank_does_not_go_on_from_within_its_epoch(
+    kind: type[AnomalibModule], mvtec_root: Path, tmp_path: Path
+) -> None:
+    data = make_data(mvtec_root, train_batch_size=2)
+    with pytest.raises(RuntimeError, match="the power failed"):
+        make_engine(tmp_path, callbacks=[Fails(), OnExceptionCheckpoint(tmp_path)]).fit(
+            make_model(kind), datamodule=data
+        )
+    checkpoint = tmp_path / "on_exception.ckpt"
+    with pytest.raises(ValueError, match=r"on_exception\.ckpt is from within an epoch.*begin anew"):
+        make_engine(tmp_path).fit(make_model(kind), datamodule=data, ckpt_path=checkpoint)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_weights_of_another_precision_than_the_images_are_refused(
+    mvtec_root: Path, tmp_path: Path, precision: str
+) -> None:
+    with pytest.raises(ValueError, match=f"precision is {precision}.*Set bf16-mixed or 32-true"):
+        make_engine(tmp_path, precision=precision).fit(make_model(SoftPatch), datamodule=make_data(mvtec_root))
+
+
+def test_inreach_counts_the_channels_that_a_teacher_has(
+    mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, widths = make_data(mvtec_root), []
+    for spare in (0, 1):
+        channels = sum(make_model(InReach).model.teacher.channels)
+        assert channels < 1024
+        values = 16 * 16 * 16 * channels  # four batches of four, a patch for 4 x 4 of 64 x 64 pixels
+        monkeypatch.setattr("anomalib_cdd.models.inreach.lightning_model.LARGE_SET", values - spare)
+        widths.append(len(fitted(InReach, mvtec_root, tmp_path, data).model.mixing))
+    assert widths == [channels, 192]

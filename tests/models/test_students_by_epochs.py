@@ -393,3 +393,26 @@ def test_mhkds_rate_falls_by_the_end_of_the_fit_that_goes_on(five_images: Path, 
     resumed = make_model(Mhkd, learning_rate=2e-3)
     again.fit(resumed, datamodule=make_data(five_images), ckpt_path=engine.best_model_path)
     assert seen.rates == pytest.approx([2e-3] * 25 + [2e-4] * 2)
+
+
+def test_mhkd_leaves_a_schedule_from_elsewhere_alone(
+    five_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of the command line's ``--optimizer`` and ``--lr_scheduler``, which count epochs."""
+    model, seen = make_model(Mhkd), Seen()
+
+    def of_the_command_line() -> Any:
+        optimizer = torch.optim.Adam(model.model.student.parameters(), lr=0.01)
+        return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[2], gamma=0.5)]
+
+    monkeypatch.setattr(model, "configure_optimizers", of_the_command_line)
+    make_engine(tmp_path, 3, callbacks=[seen]).fit(model, datamodule=make_data(five_images))
+    assert seen.rates == pytest.approx([0.01] * 6 + [0.005] * 3)
+
+
+@pytest.mark.parametrize("kind", [Mhkd, Urd])
+def test_weights_of_another_precision_than_the_images_are_refused(
+    kind: type[AnomalibModule], five_images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"precision is bf16-true.*Set bf16-mixed or 32-true"):
+        make_engine(tmp_path, precision="bf16-true").fit(make_model(kind), datamodule=make_data(five_images))

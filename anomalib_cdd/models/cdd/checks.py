@@ -94,11 +94,19 @@ def check_options(options: Any, defaults: dict[str, Any]) -> None:  # Lightning'
         )
         raise ValueError(msg)
     if not options.pseudo_normal:
-        idle = [name for name in OF_DOMAIN_STUDENTS if options[name] and options[name] != defaults[name]]
+        names = [name for name in OF_DOMAIN_STUDENTS if name not in _of_visits(options)]
+        idle = [name for name in names if options[name] and options[name] != defaults[name]]
         _tell_idle("pseudo_normal is off, so that no domain student is trained", idle, options)
     elif not options.max_confident:
         idle = [name for name in OF_CONFIDENT_IMAGES if options[name] != defaults[name]]
         _tell_idle("max_confident is 0, so that there are no confident images", idle, options)
+
+
+def _of_visits(options: Any) -> tuple[str, ...]:
+    """Return what says how often the global student visits a confident image: once, or once for each domain."""
+    if not (options.max_confident and options.confidence_guidance and options.domain_construction):
+        return ()
+    return ("confident_once",) if options.confident_once else ("confident_once", "domains")
 
 
 def _tell_idle(why: str, idle: list[str], options: Any) -> None:

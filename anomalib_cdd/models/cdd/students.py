@@ -164,9 +164,19 @@ class StudentsInTraining:
             self._met[k + 1, domains.domain(k)] = True
         if not plan.across or options.confident_patches:
             self._met[0] = True
-        elif options.confident_distillation or domains.shared:
-            # from the teacher, or from students that were all trained on them
-            self._met[0, domains.confident] = True
+        else:
+            if options.confident_distillation or domains.shared:
+                # from the teacher, or from students that were all trained on them
+                self._met[0, domains.confident] = True
+            # what a student says of an image that it was trained on tells the global student of the image
+            for k, part in enumerate(domains.parts):
+                others = [h + 1 for h in range(plan.domains) if h != k]
+                self._met[0, part] |= self._met[others][:, part].any(dim=0)
+        # who has learned from a copy of an image, or from a tile of it, has seen it
+        of_things = torch.zeros_like(self._met)
+        for met, of_thing in zip(self._met, of_things, strict=True):
+            of_thing[self.shows[met]] = True
+        self._met = of_things[:, self.shows]
 
     def state_dict(self, alive: int, image_paths: list[str]) -> dict[str, Any]:
         """Return what a checkpoint needs to go on.

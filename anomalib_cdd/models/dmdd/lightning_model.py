@@ -40,8 +40,8 @@ BETA = (0.0, 0.8)
 class Dmdd(TakesSteps, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Dual-Modelling Decouple Distillation (DMDD).
 
-    The defaults are the paper's, but for the learning rate, when the head takes its steps, and textures: the paper has
-    DTD's, here ``anomaly_source_path`` says where there are some.
+    The defaults are the paper's where it has them, but for the learning rate, when the head takes its steps, and
+    textures: the paper has DTD's, here ``anomaly_source_path`` says where there are some.
 
     Args:
         backbone: timm name of the teacher, a CNN. The student begins as the same network.
@@ -66,7 +66,6 @@ class Dmdd(TakesSteps, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]
 
     Raises:
         ValueError: If an option is out of its range, or the teacher has too few levels.
-        FileNotFoundError: If there is no such folder of textures.
 
     Example:
         >>> from anomalib.engine import Engine

@@ -128,7 +128,8 @@ class InReach(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: igno
             members = members.where(within_spread(squared, members.channels, options["filter_sigma"]))
 
         # the rest is the bank; a seed's patch may be in two channels
-        owners, places = torch.stack([members.images, members.patches]).unique(dim=1)
+        known = (members.images * len(images[0]) + members.patches).unique()
+        owners, places = known // len(images[0]), known % len(images[0])
         bank = patches_of(0).new_empty(len(owners), patches_of(0).shape[1])
         for image in owners.unique().tolist():
             own = owners == image
@@ -146,7 +147,8 @@ class InReach(FillsMemoryBank, LabelFreeDefaults, AnomalibModule):  # type: igno
         if batch_idx == 0 and not self._is_fitted:
             height, width = images.shape[-2:]
             patches = self.trainer.num_training_batches * len(images) * height * width // STRIDE**2
-            self.model.mix(projected=patches * CHANNELS > LARGE_SET)
+            channels = min(CHANNELS, sum(self.model.teacher.channels))
+            self.model.mix(projected=patches * channels > LARGE_SET)
             self._image_sum = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -44,8 +44,8 @@ QUANTILE_IMAGES = 100
 class Mhkd(StopsWhenNotFinite, TrainsByEpochs, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Multi-task Hybrid Knowledge Distillation (MHKD).
 
-    The defaults are the paper's. Its two maps are scaled by quantiles of the training images' own maps, where the paper
-    has a validation set of flawless images.
+    The defaults are the paper's, and its README says what the paper leaves open. The two maps are scaled by quantiles
+    of the training images' own maps, where the paper has a validation set of flawless images.
 
     Args:
         backbone: ``"efficientad_medium"`` is the paper's teacher; its weights come from a local file. Any timm name
@@ -160,23 +160,24 @@ class Mhkd(StopsWhenNotFinite, TrainsByEpochs, LabelFreeDefaults, AnomalibModule
     def on_train_start(self) -> None:
         """Normalise the teacher's channels over the training set, unless a fit that has done so is resumed.
 
-        A resumed fit has its own rate, and its own end by which that falls.
+        A resumed fit has its own rate, and its own end by which that falls; a scheduler from elsewhere stays as it is.
         """
         super().on_train_start()
         if self.trainer.ckpt_path is None and self._images is not None:
             self._normalise_teacher(self._images)
         scheduler = self.lr_schedulers()
-        if isinstance(scheduler, MultiStepLR):
+        if isinstance(scheduler, MultiStepLR) and "configure_optimizers" not in vars(self):
             scheduler.milestones = Counter([self._milestone])
             for group in scheduler.optimizer.param_groups:
                 group["lr"] = self.learning_rate * (DECAY if scheduler.last_epoch >= self._milestone else 1)
 
     @torch.no_grad()
     def _normalise_teacher(self, training_images: TrainingImages) -> None:
-        total = square = torch.zeros((), dtype=torch.float64, device=self.device)
+        # on the processor: not every accelerator has double precision
+        total = square = torch.zeros((), dtype=torch.float64)
         count = 0
         for images in training_images.read(self):
-            features = self.model.teacher(self.model.tiles(images)).double()
+            features = self.model.teacher(self.model.tiles(images)).cpu().double()
             total = total + features.sum(dim=(0, 2, 3))
             square = square + features.square().sum(dim=(0, 2, 3))
             count += features[:, 0].numel()

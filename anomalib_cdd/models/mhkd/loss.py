@@ -15,7 +15,7 @@ UPPER = 0.1
 
 
 def losses(teacher: Tensor, student: StudentFeatures, self_distillation: bool = True) -> dict[str, Tensor]:
-    """Return the mean squared errors of Eq. 4, 6 and 7 by name; the loss is their sum (Eq. 8, all weights 1).
+    """Return the mean squared errors of Eq. 4, 6 and 7 by name; the loss is their sum (Eq. 8, with weights of 1).
 
     Args:
         teacher: The teacher's normalised features f_t, which get no gradient.

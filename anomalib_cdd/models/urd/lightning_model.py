@@ -39,8 +39,8 @@ BETA = (0.0, 0.8)
 class Urd(TakesSteps, LabelFreeDefaults, AnomalibModule):  # type: ignore[misc]  # as anomalib's own
     """Unlocked Reverse Distillation (URD).
 
-    The defaults are the paper's, but for textures: the paper has DTD's, here ``anomaly_source_path`` says where there
-    are some.
+    The defaults are the paper's, as far as its description goes (see the README), but for textures: the paper has
+    DTD's, here ``anomaly_source_path`` says where there are some.
 
     Args:
         backbone: timm name of the expert. The teacher begins as the same network.

@@ -290,6 +290,13 @@ def test_options_that_have_no_effect_are_named(make_model: Model, caplog: pytest
     assert not caplog.records
     make_model(confident_once=False, confident_distillation=False)
     assert "no confident images: confident_distillation (False), confident_once (False) has no effect" in caplog.text
+    caplog.clear()
+    # the global student visits a confident image once for each of four domains
+    images = {"pseudo_normal": False, "max_confident": 0.5, "domains": (4,)}
+    make_model(**images, confident_once=False)
+    assert not caplog.records
+    make_model(**images)
+    assert "no domain student is trained: domains ((4,)) has no effect" in caplog.text
 
 
 def test_images_that_are_too_small_for_the_blur_are_named(

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torchmetrics.functional.regression import spearman_corrcoef
 
 from anomalib_cdd import Cdd, FolderNoisy, MVTecNoisy
 from anomalib_cdd.models.cdd import lightning_model
+from anomalib_cdd.models.cdd.domains import Domains
 from anomalib_cdd.models.cdd.history import TrainingHistory, met_before
 from anomalib_cdd.models.cdd.students import StudentsInTraining
 from anomalib_cdd.models.cdd.training_set import TrainingSet
@@ -422,3 +424,34 @@ def test_the_previous_student_of_each_epoch_chooses_among_candidates(
     monkeypatch.setattr("anomalib_cdd.models.cdd.training_set.similarity", record)
     make_engine(max_epochs=4).fit(model, datamodule=make_data())
     assert chosen == {0, 1, 2, 3}
+
+
+def met_by(students: StudentsInTraining, parts: list[list[int]], confident: list[int]) -> list[list[int]]:
+    """Whom the global student and the domain students have met after an epoch with these domains."""
+    domains = Domains(torch.tensor(confident, dtype=torch.long), tuple(map(torch.tensor, parts)), shared=True)
+    plan = SimpleNamespace(domains=len(parts), learns=True, across=True)
+    students.meet(domains, plan, SimpleNamespace(confident_patches=0.0, confident_distillation=True))
+    whole = students.state_dict(0, [])["met"]
+    assert torch.equal(~whole[1:], students.unmet)
+    return [row.nonzero().flatten().tolist() for row in whole]
+
+
+def test_who_has_learned_from_a_confident_image_has_met_its_copies() -> None:
+    students = StudentsInTraining()
+    students.begin(list("uvwxyz"), ["same", "same", "1", "2", "3", "4"], 1, 2)
+    # sample 1 is the confident sample 0 once more, in the fold of the second student alone
+    assert met_by(students, [[2, 3], [1, 4, 5]], [0]) == [[0, 1], [0, 1, 2, 3], [0, 1, 4, 5]]
+
+
+def test_who_has_learned_from_a_tile_of_an_image_has_met_the_image() -> None:
+    students = StudentsInTraining()
+    students.begin(list("xyz"), list("123"), 2, 2)
+    assert met_by(students, [[1, 2, 3], [4, 5]], [0]) == [[0, 1], [0, 1, 2, 3], [0, 1, 4, 5]]
+
+
+def test_what_a_student_knows_reaches_the_global_student_when_folds_are_drawn_anew() -> None:
+    students = StudentsInTraining()
+    students.begin(list("uvwxyz"), list("123456"), 1, 3)
+    assert met_by(students, [[0, 1, 2], [3, 4, 5]], [])[0] == []
+    # sample 1 is the second student's now, and the first, who says what is normal in it, was trained on it before
+    assert met_by(students, [[0, 3], [1, 4], [2, 5]], [])[0] == [1, 2, 3, 5]
