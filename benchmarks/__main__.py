@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from anomalib_cdd.training.files import write_text
+
 from .measuring import environment
 from .report import to_markdown
 from .rows import ROWS
@@ -64,8 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"[{number}/{len(options.rows)}] {name}: {(ROWS[name].__doc__ or '').splitlines()[0]}", flush=True)
         results[name] = run_row(argparse.Namespace(**vars(options) | {"row": name}))
         # at once: a run that is killed loses the row that it is in
-        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
-        (options.output / "bench.md").write_text(to_markdown(results), encoding="utf-8")
+        write_text(path, json.dumps(results, indent=1))
+        write_text(options.output / "bench.md", to_markdown(results))
     print(to_markdown(results))
     return sum("error" in results[name] for name in options.rows)
 

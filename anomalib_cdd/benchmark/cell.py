@@ -67,6 +67,7 @@ def run_cell(
         The record, and what else the cell keeps; ``None`` of a cell that failed.
     """
     record = _names_of(cell)
+    commit()  # of the code as it is loaded, before hours in which the checkout may change
     start, trained, arrays = time.perf_counter(), None, None
     try:
         trained = _train_and_measure(cell, build, runs, examples)

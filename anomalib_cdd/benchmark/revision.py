@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from anomalib_cdd.training.source import PACKAGE, code_hash, home_of
+from anomalib_cdd.training.source import PACKAGE, code_hash, foreign_code, home_of
 
 ROOMS = (
     *("cleaning", "data", "evaluation", "teachers", "thresholds", "training"),
@@ -26,12 +26,12 @@ def fingerprint(class_path: str, package: Path = PACKAGE) -> str:
     """Return a hash of the code that a model's results come from, anomalib's version included.
 
     Args:
-        class_path: Of the model. What lies outside this package counts by anomalib's version alone.
+        class_path: Of the model. A user's own counts by its file, and those of its bases.
         package: This package, or a copy of it.
     """
     module, _, name = class_path.rpartition(".")
-    rooms = [*ROOMS, *home_of(getattr(import_module(module), name))]
-    return code_hash(rooms, ["anomalib"], package)
+    kind = getattr(import_module(module), name)
+    return code_hash([*ROOMS, *home_of(kind)], ["anomalib"], package) + foreign_code(kind)
 
 
 @cache

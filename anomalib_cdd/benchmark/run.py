@@ -128,7 +128,8 @@ def _run_waiting(
             records[i] = record
             waiting.remove(i)
             _write_results(output, cells, records)
-            say(f"{_outcome(record)}; {_duration(_seconds_left(cells, records, waiting) / at_once)} left")
+            at_a_time = max(1, min(at_once, len(waiting)))
+            say(f"{_outcome(record)}; {_duration(_seconds_left(cells, records, waiting) / at_a_time)} left")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ A table is plain data; ``report.py`` writes it as Markdown and as HTML. Marks go
 that equal numbers have equal marks.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -117,7 +118,7 @@ def _setting_table(group: pd.DataFrame, title: str, names: list[str]) -> Table:
         for model in means.index
     )
     columns = ("model", "seeds", *(name.removesuffix("_overlap") for name in names))
-    return Table(title, columns, rows, seed_notes(group))
+    return Table(title, columns, rows, seed_notes(group) + precision_notes(group))
 
 
 def overview(group: pd.DataFrame, title: str) -> Table:
@@ -135,7 +136,9 @@ def overview(group: pd.DataFrame, title: str) -> Table:
         cells = (tuple(_value(means.loc[model, name], name, model, marks) for name in OVERVIEW) for model in models)
         rows.append((plain(data), *cells))
     notes = [
-        f"{data}: {note}" for data, part in group.groupby("data", sort=False) for note in seed_notes(part, short=True)
+        f"{data}: {note}"
+        for data, part in group.groupby("data", sort=False)
+        for note in seed_notes(part, short=True) + precision_notes(part, short=True)
     ]
     return Table(title, ("data", *models), tuple(rows), tuple(notes))
 
@@ -177,6 +180,21 @@ def seed_notes(group: pd.DataFrame, short: bool = False) -> tuple[str, ...]:
     if short:
         return (f"not the same seeds ({listed}).",)
     return (f"Not the same seeds for every model ({listed}): means over different seeds are not comparable.",)
+
+
+def precision_notes(group: pd.DataFrame, short: bool = False) -> tuple[str, ...]:
+    """Say which precision each model ran in, if cells that were asked for one ran in several: a processor lacked it."""
+    if not {"config", "precision"} <= set(group):
+        return ()
+    asked = group["config"].map(lambda config: (json.loads(config).get("trainer") or {}).get("precision"))
+    if (group["precision"].groupby(asked).nunique() < 2).all():
+        return ()
+    listed = "; ".join(
+        f"{model} {' and '.join(sorted(set(part['precision'])))}" for model, part in group.groupby("model", sort=False)
+    )
+    if short:
+        return (f"not the precision that was asked for in every cell ({listed}).",)
+    return (f"Not the precision that was asked for in every cell ({listed}): bf16 and fp32 do not compare.",)
 
 
 def ranks(column: Sequence[float] | pd.Series) -> list[int]:

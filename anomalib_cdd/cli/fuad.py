@@ -5,6 +5,7 @@
 import copy
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -128,19 +129,21 @@ def cells_of(config: Namespace) -> list[Cell]:
         _refuse_set_by_grid("data", name, entry)
         data[name] = resolve_data(f"data.{name}", entry)
         filled = fill_data_root(data[name], config.data_root, f"data.{name}")
-        contents[f"data.{name}"] = _contents(filled, "exclude")
+        clean = filled["init_args"].get("clean") or {}
+        contents[f"data.{name}"] = _contents(filled["init_args"], "exclude") | _contents(clean, "weights")
     for name, entry in config.models.items():
         _refuse_set_by_grid("models", name, entry)
         if entry.get("clean") is not None:
             cleaning[name] = _resolve_cleaning(f"models.{name}", entry["clean"])
         models[name] = resolve_model(f"models.{name}", entry, {*OF_A_MODEL, "clean"})
-        contents[f"models.{name}"] = _contents(models[name][0], "weights")
+        of_clean = {f"clean.{key}": value for key, value in _contents(cleaning.get(name, {}), "weights").items()}
+        contents[f"models.{name}"] = _contents(models[name][0]["init_args"], "weights") | of_clean
     return plan(data, models, config.noise_ratios, config.seeds, config.measure_every, cleaning, contents)
 
 
-def _contents(entry: Entry, argument: str) -> dict[str, str]:
+def _contents(arguments: Mapping[str, Any], argument: str) -> dict[str, str]:
     """Return a hash of the file that an argument names: what is in it may change, and its name stay."""
-    value = entry["init_args"].get(argument)
+    value = arguments.get(argument)
     if value is None or not Path(value).is_file():  # who reads it says what is wrong
         return {}
     return {argument: sha256(Path(value).read_bytes()).hexdigest()[:16]}

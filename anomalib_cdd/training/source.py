@@ -4,6 +4,7 @@
 
 import ast
 import hashlib
+import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from inspect import getfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
+LIBRARIES = {PACKAGE.name, "anomalib", "lightning", "torch", *sys.stdlib_module_names}
 
 
 def code_hash(rooms: Sequence[str], dependencies: Sequence[str], package: Path | None = None) -> str:
@@ -27,15 +29,19 @@ def code_hash(rooms: Sequence[str], dependencies: Sequence[str], package: Path |
 
 
 def home_of(kind: type) -> list[str]:
-    """Return the folder of a class as a room; none where it is not of this package."""
-    homes = [Path(file).parent for file in _file_of(kind)]
-    return [home.relative_to(PACKAGE).as_posix() for home in homes if home.is_relative_to(PACKAGE)]
+    """Return the folders of a class and of its bases as rooms, those of this package."""
+    homes = {Path(file).parent for each in kind.__mro__ for file in _file_of(each)}
+    return sorted(home.relative_to(PACKAGE).as_posix() for home in homes if home.is_relative_to(PACKAGE))
 
 
 def foreign_code(kind: type) -> str:
-    """Return a hash of the files that a class and its bases are written in, those of this package aside."""
-    files = sorted({file for each in kind.__mro__ for file in _file_of(each)} - set(map(str, PACKAGE.rglob("*.py"))))
-    return hashlib.sha256(b"\n".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
+    """Return a hash of the code of a user's own class and bases; empty where there are none.
+
+    What is of this package counts by its rooms, what is of the libraries that it builds on by their versions.
+    """
+    own = [each for each in kind.__mro__ if each.__module__.partition(".")[0] not in LIBRARIES]
+    files = sorted({file for each in own for file in _file_of(each)})
+    return hashlib.sha256(b"\n".join(Path(file).read_bytes() for file in files)).hexdigest()[:16] if files else ""
 
 
 def _file_of(kind: type) -> list[str]:

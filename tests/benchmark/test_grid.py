@@ -6,6 +6,8 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -326,6 +328,55 @@ def test_what_is_in_a_file_is_part_of_a_cell(make: Make, tmp_path: Path) -> None
     assert keys[0] == keys[3]
     assert keys[0]["padim"] != keys[1]["padim"] == keys[2]["padim"]
     assert len({each["cdd"] for each in keys}) == 3
+
+
+def test_the_teacher_that_cleans_is_part_of_a_cell(make: Make, tmp_path: Path) -> None:
+    weights = tmp_path / "teacher.pth"
+    clean = {"share": 0.1, "weights": str(weights)}
+    by_model = make(models={"plain": PADIM, "cleaned": PADIM | {"clean": clean}})
+    by_data = make(data={"tiles": with_args(TILES, clean=clean)}, models={"padim": PADIM})
+    keys = []
+    for state in ("1", "2"):
+        weights.write_text(state)
+        cells = fuad.cells_of(by_model) + fuad.cells_of(by_data)
+        keys.append({cell.model: cell.key for cell in cells if cell.seed == 0})
+    assert {model for model in keys[0] if keys[0][model] != keys[1][model]} == {"cleaned", "padim"}
+
+
+def test_a_record_names_the_commit_that_a_cell_began_with(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkout may change while a model is trained."""
+    at = ["before"]
+    monkeypatch.setattr(one_cell, "commit", cache(lambda: at[0]))
+
+    def train(*args: Any) -> Any:
+        at[0] = "after"
+        msg = "no matter what"
+        raise ValueError(msg)
+
+    monkeypatch.setattr(one_cell, "_train_and_measure", train)
+    fuad.run(make())
+    assert pd.read_csv(tmp_path / "out" / "results.csv")["commit"].tolist() == ["before"] * 2
+
+
+@pytest.mark.parametrize(("workers", "left"), [(1, "1 h 00 min left"), (16, "1 h 00 min left")])
+def test_a_last_cell_takes_its_time_however_many_could_run(
+    make: Make,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    workers: int,
+    left: str,
+) -> None:
+    @contextmanager
+    def running(jobs: Any, *args: Any) -> Any:
+        yield workers, ((i, record_of(cell, wall_seconds=3600.0), None) for i, (cell, _) in jobs.items())
+
+    monkeypatch.setattr(grid, "_running", running)
+    fuad.run(make())
+    lines = [line for line in capsys.readouterr().out.splitlines() if "left" in line]
+    assert [line.rpartition("; ")[2] for line in lines] == [left, "0 min 00 s left"]
 
 
 def test_a_name_that_is_not_utf8_costs_its_cell_and_not_the_grid(

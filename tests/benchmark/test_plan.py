@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A result knows the code that it comes from."""
 
+import importlib
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -10,8 +12,10 @@ from shutil import copytree, ignore_patterns
 import pytest
 
 import anomalib_cdd
+from anomalib_cdd import Cdd
 from anomalib_cdd.benchmark.plan import Cell
 from anomalib_cdd.benchmark.revision import commit, fingerprint
+from anomalib_cdd.training import source
 
 CDD, PADIM = "anomalib_cdd.models.cdd.lightning_model.Cdd", "anomalib.models.Padim"
 
@@ -75,3 +79,22 @@ def test_a_package_in_no_checkout_has_no_commit(package: Path) -> None:
 def test_another_code_makes_another_key() -> None:
     cell = Cell("tiles", 0.1, "cdd", 0, {}, code=fingerprint(CDD))
     assert replace(cell, code=fingerprint(PADIM)).key != cell.key
+
+
+def test_the_key_changes_with_a_users_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {}
+    for base in ("anomalib_cdd.Cdd", "anomalib.models.Padim"):
+        for version in (1, 2):
+            module, name = base.rsplit(".", 1)
+            text = f"from {module} import {name}\n\n\nclass Mine({name}):\n    VERSION = {version}\n"
+            (tmp_path / "mine_model.py").write_text(text)
+            sys.modules.pop("mine_model", None)
+            importlib.invalidate_caches()
+            fingerprint.cache_clear()
+            found[base, version] = fingerprint("mine_model.Mine")
+    fingerprint.cache_clear()
+    assert len(set(found.values())) == 4
+    # what it inherits of this package counts too
+    assert source.home_of(type("Mine", (Cdd,), {})) == source.home_of(Cdd)
+    assert "models/cdd" in source.home_of(Cdd)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report says what was measured, marks the best, warns of what does not compare, and holds together as a page."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -106,6 +107,20 @@ def test_seconds_are_whole_and_the_quickest_is_no_best() -> None:
 )
 def test_marks(column: list[float], expected: list[int]) -> None:
     assert ranks(column) == expected
+
+
+def test_cells_that_ran_in_another_precision_than_was_asked_for_are_said_not_to_compare() -> None:
+    entries = {kind: {"class_path": "some.thing", "init_args": {}} for kind in ("data", "model")}
+    asked = results(HAND, config=json.dumps(entries | {"trainer": {"precision": "bf16-mixed"}}))
+    mixed = asked.assign(precision=["bf16-mixed"] + ["32-true"] * (len(asked) - 1))
+    for text in (markdown(mixed), page(mixed)):
+        assert "Not the precision that was asked for in every cell (a 32-true and bf16-mixed; b 32-true" in text
+        assert "tiles: not the precision that was asked for in every cell (a 32-true and bf16-mixed;" in text
+    # a memory bank is asked for none
+    plain = asked.assign(precision=["32-true"] * len(asked))
+    plain.loc[plain["model"] == "a", ["config", "precision"]] = json.dumps(entries | {"trainer": {}}), "bf16-mixed"
+    for text in (markdown(plain), page(plain)):
+        assert "precision that was asked" not in text
 
 
 def test_means_over_different_seeds_are_said_not_to_compare() -> None:
