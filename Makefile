@@ -19,6 +19,7 @@ help:
 	@echo "make dist        wheel and source distribution, in dist/"
 	@echo "make bench       measure speed against anomalib's models (more than an hour on two cores, 12 GB; results/bench)"
 	@echo "make check       ruff and mypy"
+	@echo "make clean       remove .venv and what was built; results/ stays"
 	@echo "make demo-smoke  the demo at a tiny size, to see that everything is installed"
 	@echo "make TORCH=cpu ...  add one of anomalib's extras for torch: cpu, cu126, cu130, rocm, xpu"
 
@@ -58,4 +59,4 @@ check: $(VENV)/installed-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) results build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

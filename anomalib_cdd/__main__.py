@@ -83,8 +83,12 @@ class CddCLI(SubcommandHooks, AnomalibCLI):
         """Run the demo; anomalib's CLI calls a subcommand that it does not know by its name."""
         from anomalib_cdd.cli import demo as command
 
-        with _plain_errors():
-            command.run(self.config["demo"])
+        try:
+            with _plain_errors():
+                command.run(self.config["demo"])
+        except KeyboardInterrupt:
+            print("\nstopped; the same command begins anew", file=sys.stderr)
+            sys.exit(130)
 
     def audit(self) -> None:
         """Audit a folder."""

@@ -43,7 +43,11 @@ function sortedByName() {
 const KEPT_FILES = 64;
 const files = new Map(); // by number: promises of what they hold, the latest asked for last
 const waiting = new Map(); // by number: who waits for a script that is on its way
-window.auditPictures = (number, pictures) => {
+window.auditPictures = (stamp, number, pictures) => {
+  if (stamp !== data.stamp) {
+    say("This page was written anew since it was opened, and its pictures are of other images. Save your review and reload.");
+    return;
+  }
   for (const resolve of waiting.get(number) ?? []) resolve(pictures);
   waiting.delete(number); // it would keep the pictures
 };
@@ -590,6 +594,7 @@ function showMember(index) {
   byId("viewer-heat-map").alt = `Heat map of ${image.name}`;
   byId("viewer-heat-map").hidden = !data.hasHeatMaps;
   viewed.member = index;
+  for (const id of ["viewer-image", "viewer-heat-map"]) byId(id).removeAttribute("src"); // no other image under its name
   picturesOf(index).then((sources) => {
     if (viewed.member !== index) return; // the person has gone on
     [byId("viewer-image").src, byId("viewer-heat-map").src = ""] = sources;
@@ -665,7 +670,9 @@ byId("clear").addEventListener("click", () => {
 byId("save").addEventListener("click", saveReview);
 byId("download").addEventListener("click", downloadExcludeList);
 byId("load").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" || event.key === " ") byId("load-file").click();
+  if (event.key !== "Enter" && event.key !== " ") return;
+  event.preventDefault(); // the space bar would scroll the page too
+  byId("load-file").click();
 });
 byId("load-file").addEventListener("change", (event) => {
   loadReview(event.target.files[0]);

@@ -7,6 +7,7 @@ of more, data and pictures lie in a folder beside it, and only what is on the sc
 are ``page.html.j2``, ``page.css`` and ``page.js``.
 """
 
+import hashlib
 import html
 import json
 import math
@@ -142,6 +143,8 @@ def write_page(
         "hasHeatMaps": any(image.heat_map is not None for image in images),
         "picturesAFile": PICTURES_A_FILE if len(ranked) > EMBEDDED else 0,
     }
+    # a page that is open while another takes its place would show the other's pictures under its names
+    data["stamp"] = hashlib.sha256(_compact(data["images"]).encode()).hexdigest()[:16]
     folder = path.parent / THUMBNAILS
     if len(ranked) > EMBEDDED:
         _write_beside(folder, ranked, data)
@@ -181,7 +184,7 @@ def _write_beside(folder: Path, ranked: Sequence[AuditImage], data: dict[str, An
         (draft / DATA_FILE).write_text(f"window.auditData = {_compact(data)};\n", encoding="utf-8")
         for number, start in enumerate(range(0, len(ranked), PICTURES_A_FILE)):
             pictures = [_pictures(image) for image in ranked[start : start + PICTURES_A_FILE]]
-            script = f"auditPictures({number}, {_compact(pictures)});\n"
+            script = f"auditPictures({_compact(data['stamp'])}, {number}, {_compact(pictures)});\n"
             (draft / f"{number}.js").write_text(script, encoding="utf-8")
         if folder.exists():
             folder.replace(old)

@@ -136,6 +136,10 @@ def score_by_recurrence(images: TrainingImages, *, backbone: str = PYPI_TEACHER,
     note = (
         "No model was trained: an image is suspicious where it shows what the others do not. Scores are out of sample."
     )
+    if any(len(group) == len(found.image_paths) for group in found.duplicates):
+        note = (
+            "All images are near-duplicates of one: there is no other to compare them with, and no score says anything."
+        )
     sample: list[Sample] = ["out-of-sample"] * len(found.image_paths)
     return ScoredImages(
         found.image_paths, found.scores, "recurrence", sample, [note], list(found.maps), duplicates=found.duplicates

@@ -5,7 +5,8 @@
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -89,21 +90,22 @@ def run(config: Namespace) -> Path:
     is_named = config.output is not None
     if not is_named:
         config.output = RESULTS / config.data.resolve().name
-    _check(config)
-    _check_other(config, is_named)
+    with _blaming("", OSError):  # a path that is too long, or not to be looked at, says so itself
+        _check(config)
+        _check_other(config, is_named)
+    of_data = f"--data {config.data}: "
+    # torch's own, and a teacher without weights; what a model says that is trained here keeps its name and traceback
+    own = () if config.model is not None and config.ckpt_path is None else (RuntimeError,)
     try:
-        datamodule = _folder(config.data, config.batch_size)
-        _check_output(config.output, len(datamodule.train_data))
-        shown = open_images(TrainingImages(datamodule.train_data, None, config.batch_size))
-        datamodule.train_data = shown.images.dataset
-        scored = _score(config, shown, datamodule)
+        with _blaming(of_data, ValueError, OSError, *own):
+            datamodule = _folder(config.data, config.batch_size)
+            _check_output(config.output, len(datamodule.train_data))
+            shown = open_images(TrainingImages(datamodule.train_data, None, config.batch_size))
+            datamodule.train_data = shown.images.dataset
+            scored = _score(config, shown, datamodule)
         title = f"Images of {config.data.resolve().name}, the most suspicious first"
-        page, reviewed = write_results(shown, scored, config.output, root=config.data, title=title)
-    except ConfigError:
-        raise
-    except (ValueError, OSError, RuntimeError) as error:  # torch's own, and a teacher without weights
-        msg = f"--data {config.data}: {_one_line(error)}"
-        raise ConfigError(msg) from error
+        with _blaming(of_data, ValueError), _blaming(f"--output {config.output}: ", OSError):
+            page, reviewed = write_results(shown, scored, config.output, root=config.data, title=title)
     except KeyboardInterrupt:
         print("\ninterrupted: the audit is not whole; start it again", file=sys.stderr)
         sys.exit(130)
@@ -112,6 +114,18 @@ def run(config: Namespace) -> Path:
     if (config.output / REVIEW).exists():
         print(f"{reviewed} verdicts were taken over from {config.output / REVIEW}")
     return page
+
+
+@contextmanager
+def _blaming(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Let errors of some kinds be one line that begins with what is to blame."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except kinds as error:
+        msg = f"{prefix}{_one_line(error)}"
+        raise ConfigError(msg) from error
 
 
 def _check(config: Namespace) -> None:

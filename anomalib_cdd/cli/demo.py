@@ -31,6 +31,7 @@ from anomalib_cdd.cli.entries import Entry, build, build_data, resolve_data, res
 from anomalib_cdd.data.clean import Cleaning
 from anomalib_cdd.evaluation.settings import fuad_measures, training_ranking
 from anomalib_cdd.thresholds.post_processing import LabelFreePostProcessor
+from anomalib_cdd.training.compat import plain_interrupts
 from anomalib_cdd.training.images import TrainingImages
 from anomalib_cdd.training.visualization import UncroppedVisualizer
 
@@ -163,7 +164,8 @@ def _run_model(
     components.model.post_processor = LabelFreePostProcessor()
     arguments: Entry = {"enable_model_summary": False} | components.trainer
     engine = Engine(default_root_dir=folder, **arguments)
-    engine.fit(components.model, datamodule=datamodule)
+    with plain_interrupts():
+        engine.fit(components.model, datamodule=datamodule)
     if config.smoke:
         datamodule.test_data = _some_of_each_label(datamodule.test_data)
     ranking = training_ranking(components.model, datamodule)

@@ -182,6 +182,15 @@ def _reviewed(path: Path, root: Path | None) -> dict[str, str]:
     return review.images
 
 
+def _is_of(path: Path, root: Path) -> bool:
+    """Return whether a review is of the folder of a data set, of one in it or of one around it."""
+    audited = read_review(path).root
+    if audited is None or not Path(audited).is_absolute():
+        return False
+    places = Path(audited).resolve(), root.resolve()
+    return places[0].is_relative_to(places[1]) or places[1].is_relative_to(places[0])
+
+
 class Review(NamedTuple):
     """What a person said of images on the audit page.
 
@@ -234,15 +243,15 @@ def check_exclude_list(path: str | Path, excluded: set[str], known: Iterable[str
         root: Folder that the paths are relative to.
 
     Raises:
-        ValueError: Naming the images that the data set does not have. Of a review that has others it is a warning: who
-            has deleted the bad images has done what it asks for.
+        ValueError: Naming the images that the data set does not have. Of a review that has others, or that is of this
+            folder, it is a warning: who has deleted the bad images has done what it asks for.
     """
     path, known = Path(path), set(known)
     unknown = sorted(excluded - known)
     if unknown:
         some = ", ".join(f"'{name}'" for name in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         problem = f"{len(unknown)} of its {len(excluded)} images are not of this data set ({root}): {some}"
-        if path.suffix.lower() != REVIEW_SUFFIX or known.isdisjoint(_reviewed(path, root)):
+        if path.suffix.lower() != REVIEW_SUFFIX or (known.isdisjoint(_reviewed(path, root)) and not _is_of(path, root)):
             _refuse(path, problem, "exclude list")
         logger.warning("review %s: %s", path, problem)
 

@@ -51,6 +51,7 @@ def encode(colour: tuple[int, int, int], kind: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
+COLOURS = (255, 0, 0), (0, 255, 0)
 GREY, RED = encode((120, 120, 120)), encode((200, 40, 40), "WEBP")
 
 
@@ -808,3 +809,61 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert list(path.parent.iterdir()) == [path]
     write_page(path, make_images(), title="New")
     assert "<title>New</title>" in path.read_text(encoding="utf-8")
+
+
+COLOUR_SHOWN = """id => { const canvas = document.createElement("canvas"), image = document.getElementById(id);
+    if (!image.hasAttribute("src") || !image.naturalWidth) return "none";
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    const [red, green] = canvas.getContext("2d").getImageData(0, 0, 1, 1).data;
+    return red > green ? "red" : "lime"; }"""
+
+
+def coloured(n: int, turned: bool = False) -> list[AuditImage]:
+    """The first half red, the second lime; the most suspicious first, or last."""
+    files, sign = [encode(colour) for colour in COLOURS], 1 if turned else -1
+    return [
+        AuditImage(name=f"{i:04}.png", score=sign * float(i), image=files[2 * i // n], heat_map=None) for i in range(n)
+    ]
+
+
+def test_a_page_that_another_has_taken_the_place_of_shows_none_of_its_pictures(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    """Names, scores and pictures of another audit of the same folder, in another order."""
+    page = open_page(coloured(1001))
+    write_page(tmp_path / "index.html", coloured(1001, turned=True), title="Tiles")
+    page.locator("#sort").select_option("ascending")
+    wait_for_message(page, "This page was written anew since it was opened")
+    assert page.locator(".card").first.locator("img").count() == 0
+    page.reload()
+    page.locator(".card img").first.wait_for()
+    assert page.locator("#message").text_content() == ""
+
+
+def test_no_image_is_shown_under_the_name_of_another(open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page(coloured(1001))
+    page.locator(".card img").first.wait_for()
+    last = max((tmp_path / "thumbnails").glob("[0-9]*.js"), key=lambda path: int(path.stem))
+    last.write_text("")
+    page.locator(".card").first.focus()
+    page.keyboard.press("Enter")
+    wait_until(page, f"({COLOUR_SHOWN})('viewer-image') === 'red'")
+    page.keyboard.press("Escape")
+    page.locator("#sort").select_option("ascending")
+    page.locator(".card").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#viewer-name").text_content() == "1000.png"
+    assert page.evaluate(COLOUR_SHOWN, "viewer-image") == "none"
+
+
+def test_the_space_bar_on_a_button_does_not_scroll_the_page(open_page: OpenPage) -> None:
+    page = open_page(make_images(200))
+    count = (
+        "window.clicks = 0; document.getElementById('load-file').onclick = () => { window.clicks += 1; return false; }"
+    )
+    page.evaluate(count)
+    page.locator("#load").focus()
+    page.keyboard.press("Space")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.clicks") > 0
+    assert page.evaluate("scrollY") == 0

@@ -21,6 +21,7 @@ from anomalib.models import AnomalibModule, Dfkde, Padim, list_models
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
 from PIL import Image
+from samples import save
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_cdd import Cdd, FolderNoisy
@@ -435,3 +436,44 @@ def test_the_documentation_is_what_the_command_takes(
     scores = audit(folder_root / "defect", tmp_path / "out", "--ckpt_path", str(trained("Cdd")[0]))
     assert [name for name in scores.columns if f"`{name}`" not in text] == []
     assert [path.name for path in (tmp_path / "out").iterdir() if f"`{path.name}" not in text] == []
+
+
+LONG = "x" * 300
+
+
+def test_a_path_that_is_too_long_is_one_line(mvtec_root: Path, tmp_path: Path) -> None:
+    assert "File name too long" in refusal("--data", tmp_path / LONG)
+    assert "File name too long" in refusal("--data", mvtec_root, "--output", tmp_path / LONG, "--backbone", "resnet18")
+
+
+def test_a_folder_of_one_image_many_times_over_has_nothing_to_compare(folder_root: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        save(Image.open(folder_root / "good" / "000.png"), tmp_path / "parts" / f"{number}.png")
+    scores = audit(tmp_path / "parts", tmp_path / "out")
+    assert scores["score"].nunique() == 1
+    assert "All images are near-duplicates of one: there is no other to compare them with" in page_of(tmp_path / "out")
+
+
+def test_a_full_disk_is_the_outputs(
+    trained: Callable[[str], Trained], folder_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("anomalib_cdd.cli.audit.write_results", full)
+    model = ["--model", "Padim", "--ckpt_path", trained("Padim")[0]]
+    said = refusal("--data", folder_root / "good", "--output", tmp_path / "out", *model)
+    assert said == f"error: --output {tmp_path / 'out'}: [Errno 28] No space left on device"
+
+
+def test_what_fails_in_a_model_that_is_trained_here_keeps_its_name(
+    folder_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
+        msg = "mat1 and mat2 shapes cannot be multiplied"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr("anomalib_cdd.cli.audit._score", fails)
+    model = json.dumps({"class_path": "Padim", "init_args": SMALL})
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        audit(folder_root / "good", tmp_path / "out", "--model", model)

@@ -14,7 +14,7 @@ from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 from jsonargparse._typehints import ActionTypeHint
 
 from anomalib_cdd.__main__ import let_benchmark_rows_differ, main
-from anomalib_cdd.cli import fuad, parsers
+from anomalib_cdd.cli import demo, fuad, parsers
 from anomalib_cdd.cli.entries import resolve_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -113,6 +113,16 @@ def test_ctrl_c_ends_the_grid_in_one_line(capsys: pytest.CaptureFixture, monkeyp
     code, text = run(capsys, "fuad")
     assert code == 130
     assert text.strip() == "stopped; the same command goes on with the cells that are not finished"
+
+
+def test_ctrl_c_ends_the_demo_in_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", interrupted)
+    code, text = run(capsys, "demo", "--config", str(CONFIGS / "demo.yaml"))
+    assert code == 130
+    assert text.strip() == "stopped; the same command begins anew"
 
 
 @pytest.mark.parametrize("name", ["benchmark", "benchmark_wrn50"])

@@ -151,3 +151,15 @@ def test_what_is_no_review_is_refused(tmp_path: Path, text: str, message: str) -
     with pytest.raises(ValueError, match=message) as error:
         read_exclude_list(path)
     assert str(path) in str(error.value)
+
+
+def test_a_review_whose_images_have_all_been_deleted_warns(mvtec_root: Path, tmp_path: Path, caplog: Any) -> None:
+    listed = tmp_path / "review.json"
+    for root in (mvtec_root, mvtec_root / "bottle" / "train" / "good"):
+        listed.write_text(json.dumps({"root": str(root), "images": {"gone.png": "bad", "too.png": "bad"}}))
+        assert len(noisy(mvtec_root, exclude=listed).train_data) == len(noisy(mvtec_root).train_data)
+        assert "2 of its 2 images are not of this data set" in caplog.text
+        caplog.clear()
+    listed.write_text(json.dumps({"root": str(tmp_path / "others"), "images": {"gone.png": "bad"}}))
+    with pytest.raises(ValueError, match="1 of its 1 images are not of this data set"):
+        noisy(mvtec_root, exclude=listed)
