@@ -25,7 +25,7 @@ CELLS = {
     "bottle": (9 + 5) * 3,
     "few_images": 3 * 5 * 3,
     "false_alarms": 2 * 6 * 3,
-    "small_sets": 3 * 7 * 3,
+    "small_sets": 3 * 11 * 3,
     "ablation_table4": 2 * (6 + 2) * 3,
     "ablation_table5": 5 * 3,
     "ablation_table6": 3 * 3,
